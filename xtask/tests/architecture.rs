@@ -129,7 +129,7 @@ fn what_is_said_has_a_key() {
         files.retain(|(path, _)| !are_exempt.iter().any(|exempt| path.ends_with(exempt)));
         files.retain(|(path, _)| !path.to_string_lossy().contains("tests"));
         let rule = "a finding is a sentence with a key: see core/src/finding";
-        none(&lines_with(&files, &["Finding::told(", "Told { text"]), rule);
+        none(&lines_with(&files, &["Finding::of_text(", "Message::Text {", "ByHand::Text {"]), rule);
     }
 }
 

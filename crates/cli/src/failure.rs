@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn each_kind_of_failure_has_its_exit_code() {
-        let finding = || vec![Finding::told(FindingId::VmPaused, "x", "It is", "Do")];
+        let finding = || vec![Finding::of_text(FindingId::VmPaused, "x", "It is", "Do")];
         for (status, findings, code) in [
             (401, finding(), 6),
             (403, finding(), 6),

@@ -320,7 +320,7 @@ mod tests {
             ("the body is not understood", 422, FindingId::RequestInvalid, false),
             ("the attempt is not known", 404, FindingId::JobUnknown, false),
         ] {
-            let finding = Finding::told(id, "request", "A message", "A fix");
+            let finding = Finding::of_text(id, "request", "A message", "A fix");
             let error = ClientError::Refused(Box::new(Problem::refused(status, "A title", vec![finding])));
             assert_eq!(has_no_route(&error), expected, "{row}");
         }

@@ -36,7 +36,7 @@ pub struct Rests {
     before: Option<Look>,
     /// Bytes that were copied before memory was sent, and the time that took.
     alone: (u64, Duration),
-    told: Rest,
+    reported: Rest,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Rests {
         memory_bytes_per_s: Option<u64>,
     ) -> Rest {
         let known: Option<Vec<_>> = disks.iter().copied().collect();
-        let Some(known) = known.filter(|known| !known.is_empty()) else { return self.told };
+        let Some(known) = known.filter(|known| !known.is_empty()) else { return self.reported };
         let sum = |of: fn(&(ByteCount, ByteCount)) -> u64| known.iter().map(of).fold(0, u64::saturating_add);
         let look =
             Look { at: now, copied: sum(|(copied, _)| copied.0), left: sum(|(done, all)| all.0 - done.0.min(all.0)) };
@@ -82,8 +82,8 @@ impl Rests {
             (_, 0) => None,
             (left, rate) => Some(Duration::from_millis((u128::from(left) * 1000 / u128::from(rate)) as u64)),
         };
-        self.told = Rest { bytes: ByteCount(look.left), time };
-        self.told
+        self.reported = Rest { bytes: ByteCount(look.left), time };
+        self.reported
     }
 }
 
@@ -103,9 +103,9 @@ pub fn share(limit: Duration, rest: Option<Duration>) -> Duration {
     }
 }
 
-/// Whether `share` differs enough from the value last set in QEMU (`told`) to set it again.
-pub fn is_news(told: Duration, share: Duration, limit: Duration) -> bool {
-    share != told && (share == limit || share.abs_diff(told) >= told / NEWS)
+/// Whether `share` differs enough from the value last set in QEMU (`reported`) to set it again.
+pub fn is_news(reported: Duration, share: Duration, limit: Duration) -> bool {
+    share != reported && (share == limit || share.abs_diff(reported) >= reported / NEWS)
 }
 
 #[cfg(test)]
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn qemu_is_told_what_matters() {
-        for (row, told, share, expected) in [
+        for (row, reported, share, expected) in [
             ("the same", 300, 300, false),
             ("less", 300, 200, true),
             ("a little less again", 200, 190, false),
@@ -220,7 +220,7 @@ mod tests {
             ("all of it, however little that changes", 290, 300, true),
             ("at the least there is", 1, 1, false),
         ] {
-            assert_eq!(is_news(ms(told), ms(share), ms(300)), expected, "{row}");
+            assert_eq!(is_news(ms(reported), ms(share), ms(300)), expected, "{row}");
         }
     }
 }

@@ -35,12 +35,12 @@ mod tests {
     #[test]
     fn each_cause_is_said_once() {
         let broken = || io::Error::other("the disk is gone");
-        for (error, told) in [
+        for (error, expected) in [
             (Layer::Read("x", broken()), "Could not read x: the disk is gone"),
             (Layer::Repeats(broken()), "the disk is gone"),
             (Layer::Begin(Box::new(Layer::Read("x", broken()))), "Could not begin: Could not read x: the disk is gone"),
         ] {
-            assert_eq!(chain(&error), told);
+            assert_eq!(chain(&error), expected);
         }
     }
 }

@@ -222,9 +222,9 @@ mod tests {
             let found = findings(&vm, "kvm2", &host, &promised, overcommit);
             assert_eq!(found.first().map(|finding| finding.severity), expected, "{row}: {found:?}");
         }
-        let told = &findings(&plain(), "kvm2", &host(1500, &[]), &[promise(700, None)], false)[0];
+        let finding = &findings(&plain(), "kvm2", &host(1500, &[]), &[promise(700, None)], false)[0];
         for words in ["web01", "1.1 GiB", "1.0 GiB", "kvm2 has 1.5 GiB free", "700.0 MiB are promised to other moves"] {
-            assert!(told.message.to_string().contains(words), "{words}: {told:?}");
+            assert!(finding.message.to_string().contains(words), "{words}: {finding:?}");
         }
     }
 

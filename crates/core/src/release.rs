@@ -142,7 +142,7 @@ pub fn distrusted<F>(
 ) -> Option<Finding> {
     let (vm, device) = (vm_name.to_owned(), file.device.clone());
     let (host, since) = (host.to_owned(), SHARED_FILESYSTEMS_SINCE.to_string());
-    let told = || Message::LibvirtCannotBeTold {
+    let cannot_be_told = || Message::LibvirtCannotBeTold {
         libvirt: libvirt_version.to_owned(),
         host: host.clone(),
         device: device.clone(),
@@ -151,12 +151,13 @@ pub fn distrusted<F>(
     let (message, fix) = match trust {
         Trust::Known | Trust::ToProve => return None,
         Trust::Cached => (
-            Message::LibvirtCached { told: told().into(), vm: vm.clone(), device: device.clone() },
+            Message::LibvirtCached { told: cannot_be_told().into(), vm: vm.clone(), device: device.clone() },
             ByHand::SetCacheNone { vm, host: host.clone(), since },
         ),
-        Trust::GivesBack => {
-            (Message::LibvirtGivesBack { told: told().into(), vm }, ByHand::PutOnSmbOrNfs { host: host.clone(), since })
-        }
+        Trust::GivesBack => (
+            Message::LibvirtGivesBack { told: cannot_be_told().into(), vm },
+            ByHand::PutOnSmbOrNfs { host: host.clone(), since },
+        ),
     };
     Some(Finding::blocks(FindingId::HostRelease, format!("{vm_name} {device}"), message, fix))
 }

@@ -441,8 +441,8 @@ mod tests {
         ] {
             let file = VmFile { kind: Some(kind), ..VmFile::new(FileRole::NotAFile, "vda", ()) };
             assert_eq!(serde_json::to_value(&file).expect("JSON")["kind"], text);
-            let told = crate::immovable::what(&file).to_string();
-            assert_eq!((file.is_medium(), told.as_str()), (medium, what), "{text}");
+            let named = crate::immovable::what(&file).to_string();
+            assert_eq!((file.is_medium(), named.as_str()), (medium, what), "{text}");
         }
     }
 

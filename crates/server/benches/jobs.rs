@@ -220,8 +220,8 @@ fn step_overhead() -> f64 {
         .arg("what_a_step_costs")
         .output()
         .expect("cargo runs");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let line = said.lines().find_map(|line| line.strip_prefix("step_ms ")).unwrap_or_else(|| panic!("{output:?}"));
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = printed.lines().find_map(|line| line.strip_prefix("step_ms ")).unwrap_or_else(|| panic!("{output:?}"));
     line.parse().expect("a number")
 }
 

@@ -76,9 +76,9 @@ mod tests {
         let packaged = include_str!("../../../packaging/ferry-server/server.toml");
         assert_eq!(toml::from_str::<Config>(packaged).expect("settings"), Config::default());
         let settings = packaged.lines().filter_map(|line| line.strip_prefix('#')).filter(|line| !line.starts_with(' '));
-        let said: Config = toml::from_str(&settings.collect::<Vec<_>>().join("\n")).expect("settings");
+        let example: Config = toml::from_str(&settings.collect::<Vec<_>>().join("\n")).expect("settings");
         let database = Some(Config::default().database());
         let metrics_listen = Some(SocketAddr::from(([127, 0, 0, 1], 9420)));
-        assert_eq!(said, Config { database, metrics_listen, ..Config::default() });
+        assert_eq!(example, Config { database, metrics_listen, ..Config::default() });
     }
 }

@@ -180,11 +180,11 @@ impl Inventory {
     /// Applies an administrator's settings that are already stored.
     pub(crate) fn set(&self, host: &Host, settings: HostSettings) {
         *host.settings.lock().expect("nobody panics with it") = settings;
-        self.tell_change(host);
+        self.publish_change(host);
     }
 
     /// Informs listeners of a change to a host that is already stored.
-    pub(crate) fn tell_change(&self, host: &Host) {
+    pub(crate) fn publish_change(&self, host: &Host) {
         self.events.publish(&Event::Host { name: host.record.name.clone() });
     }
 

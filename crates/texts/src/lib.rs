@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn what_has_no_translation_is_told_as_it_came() {
-        let finding = Finding::told(FindingId::VmPaused, "web01", "It is paused", "Resume it");
+        let finding = Finding::of_text(FindingId::VmPaused, "web01", "It is paused", "Resume it");
         assert_eq!(Language::Japanese.message(&finding.message), "It is paused");
         assert_eq!(Language::Japanese.fix(&finding), "Resume it");
     }

@@ -185,7 +185,8 @@ texts! {
 texts! {
     /// What a person has to do or to decide.
     pub enum ByHand {
-        Told { text: String } = "{text}",
+        #[serde(rename = "told")]
+        Text { text: String } = "{text}",
         SayWhich { example: String } = "Say which one, as in `{example}`",
         DetachDevice = "Detach the device from the VM before the move",
         DetachDisk = "Detach it before the move, and attach what the destination has instead",

@@ -21,7 +21,8 @@ texts! {
     /// What was found. Phrases, which are parts of others, begin with a small letter.
     pub enum Message {
         // As the version before says it: a text without a key.
-        Told { text: String } = "{text}",
+        #[serde(rename = "told")]
+        Text { text: String } = "{text}",
         // Words of libvirt, QEMU, the kernel or a definition, which are in no language of ours.
         Verbatim { text: String } = "{text}",
 

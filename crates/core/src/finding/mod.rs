@@ -50,8 +50,13 @@ impl Finding {
 
     /// A finding that stops the request, in words that have no key: as the version before says it. Nothing of this version
     /// is said so.
-    pub fn told(id: FindingId, object: impl fmt::Display, message: impl Into<String>, fix: impl Into<String>) -> Self {
-        let (message, fix) = (Message::Told { text: message.into() }, ByHand::Told { text: fix.into() });
+    pub fn of_text(
+        id: FindingId,
+        object: impl fmt::Display,
+        message: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        let (message, fix) = (Message::Text { text: message.into() }, ByHand::Text { text: fix.into() });
         Self::blocks(id, object, message, fix)
     }
 
@@ -107,8 +112,8 @@ impl From<Finding> for Body {
             object,
             message: Some(message.to_string()),
             fix: Some(fix.to_string()),
-            says: Some(message).filter(|says| !matches!(says, Message::Told { .. })),
-            fix_says: Some(fix).filter(|says| !matches!(says, Fix::ByHand(ByHand::Told { .. }))),
+            says: Some(message).filter(|says| !matches!(says, Message::Text { .. })),
+            fix_says: Some(fix).filter(|says| !matches!(says, Fix::ByHand(ByHand::Text { .. }))),
         }
     }
 }
@@ -119,14 +124,14 @@ impl From<Body> for Finding {
         // A later version's sentence is told by its own English.
         let says = says.filter(|says| !says.is_unknown());
         let fix_says = fix_says.filter(|says| !says.is_unknown());
-        let told = |message| Message::Told { text: message };
-        let told_fix = |text: Option<String>| text.map_or(ByHand::SameVersion, |text| ByHand::Told { text }).into();
+        let of_text = |message| Message::Text { text: message };
+        let fix_of_text = |text: Option<String>| text.map_or(ByHand::SameVersion, |text| ByHand::Text { text }).into();
         Self {
             id,
             severity,
             object,
-            message: says.unwrap_or_else(|| told(message.unwrap_or_else(|| id.meaning().to_owned()))),
-            fix: fix_says.unwrap_or_else(|| told_fix(fix)),
+            message: says.unwrap_or_else(|| of_text(message.unwrap_or_else(|| id.meaning().to_owned()))),
+            fix: fix_says.unwrap_or_else(|| fix_of_text(fix)),
         }
     }
 }
@@ -183,15 +188,15 @@ mod tests {
         let stored = serde_json::to_value(finding().stored()).expect("JSON");
         assert!(stored.get("message").is_none() && stored.get("fix").is_none(), "{stored}");
         assert_eq!(read(stored), finding());
-        let told = Finding::told(FindingId::VmPaused, "web01", "It is paused", "Resume it");
-        assert_eq!(read(serde_json::to_value(told.stored()).expect("JSON")), told, "what has no key is kept");
+        let plain = Finding::of_text(FindingId::VmPaused, "web01", "It is paused", "Resume it");
+        assert_eq!(read(serde_json::to_value(plain.stored()).expect("JSON")), plain, "what has no key is kept");
     }
 
     #[test]
     fn a_finding_of_the_version_before_is_told_as_it_says_it() {
         let old = json!({"id": "vm.paused", "severity": "blocks", "object": "web01", "message": "It is paused",
             "fix": "Resume it"});
-        assert_eq!(read(old), Finding::told(FindingId::VmPaused, "web01", "It is paused", "Resume it"));
+        assert_eq!(read(old), Finding::of_text(FindingId::VmPaused, "web01", "It is paused", "Resume it"));
     }
 
     #[test]
@@ -202,13 +207,13 @@ mod tests {
             "id": "vm.paused", "severity": "blocks", "object": "web01", "message": "VM web01 dreams", "fix": "Wake it",
             "says": says, "fix_says": fix_says,
         });
-        assert_eq!(read(new.clone()), Finding::told(FindingId::VmPaused, "web01", "VM web01 dreams", "Wake it"));
+        assert_eq!(read(new.clone()), Finding::of_text(FindingId::VmPaused, "web01", "VM web01 dreams", "Wake it"));
         let fields = new.as_object_mut().expect("an object");
         for field in ["message", "fix"] {
             fields.remove(field);
         }
-        let told = read(new);
-        assert_eq!(told.message.to_string(), FindingId::VmPaused.meaning());
-        assert_eq!(told.fix, ByHand::SameVersion.into());
+        let known = read(new);
+        assert_eq!(known.message.to_string(), FindingId::VmPaused.meaning());
+        assert_eq!(known.fix, ByHand::SameVersion.into());
     }
 }

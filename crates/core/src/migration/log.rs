@@ -70,15 +70,15 @@ pub enum LogEvent {
         by: String,
         /// What hosts then reported about the VM: both ends, and every other host that has it. Empty: they were not
         /// asked.
-        #[serde(default)]
-        told: Vec<Told>,
+        #[serde(default, rename = "told")]
+        answers: Vec<HostAnswer>,
     },
 }
 
 /// A host's report about a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Told {
+pub struct HostAnswer {
     /// The host's name.
     pub host: String,
     /// What the host has of the VM.
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_dismissed_job_has_ended_where_the_vm_is() {
-        let dismissed = LogEvent::Dismissed { by: "admin".into(), told: Vec::new() };
+        let dismissed = LogEvent::Dismissed { by: "admin".into(), answers: Vec::new() };
         let mut log = opening();
         log.extend(Step::ALL[..4].iter().flat_map(|step| done(*step)));
         let before: Vec<_> = log.iter().cloned().chain([dismissed.clone()]).collect();
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn a_dismissal_of_an_older_server_is_read() {
         let read: LogEvent = serde_json::from_str(r#"{"event":"dismissed","by":"admin"}"#).expect("read");
-        assert_eq!(read, LogEvent::Dismissed { by: "admin".into(), told: Vec::new() });
+        assert_eq!(read, LogEvent::Dismissed { by: "admin".into(), answers: Vec::new() });
     }
 
     #[test]
@@ -324,7 +324,7 @@ mod tests {
             Just(LogEvent::CancelRequested { by: String::new() }),
             step.clone().prop_map(|step| LogEvent::Undone { step }),
             step.prop_map(|step| LogEvent::UndoFailed { step, why: JobText::LogSaysWhy }),
-            Just(LogEvent::Dismissed { by: String::new(), told: Vec::new() }),
+            Just(LogEvent::Dismissed { by: String::new(), answers: Vec::new() }),
             Just(LogEvent::Arrived),
         ]
     }

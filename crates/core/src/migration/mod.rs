@@ -17,7 +17,7 @@ mod phase;
 mod step;
 mod verdict;
 
-pub use log::{Has, LogEvent, Told, attempt, ends_by_itself, newest_attempt, phase};
+pub use log::{Has, HostAnswer, LogEvent, attempt, ends_by_itself, newest_attempt, phase};
 pub use next::{Accepted, JobAction, Refused, answer, is_taken_back, next};
 pub use phase::Phase;
 pub use step::{Contents, Step, StepClass, steps};

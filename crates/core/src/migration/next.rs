@@ -177,7 +177,7 @@ mod tests {
             any_step().prop_map(|step| LogEvent::Undone { step }),
             any_step().prop_map(|step| LogEvent::UndoFailed { step, why: JobText::LogSaysWhy }),
             Just(LogEvent::Arrived),
-            Just(LogEvent::Dismissed { by: "admin".into(), told: Vec::new() }),
+            Just(LogEvent::Dismissed { by: "admin".into(), answers: Vec::new() }),
         ]
     }
 

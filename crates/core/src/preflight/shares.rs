@@ -110,11 +110,11 @@ pub(super) fn identity(facts: &LiveFacts<'_>, handed_over: &BTreeSet<ShareId>, f
     for share in shares_of(facts.vm) {
         let name = facts.share_name(share);
         // Reported already, with the reason.
-        let told = findings.iter().any(|finding| finding.id == FindingId::ShareLocks);
+        let is_known = findings.iter().any(|finding| finding.id == FindingId::ShareLocks);
         match facts.share_identity.get(&share) {
             None | Some(ShareIdentity::Proven) => {}
             Some(ShareIdentity::Different) => findings.push(not_same(&name, source, destination)),
-            Some(ShareIdentity::LocksFail(_)) if told || !handed_over.contains(&share) => {}
+            Some(ShareIdentity::LocksFail(_)) if is_known || !handed_over.contains(&share) => {}
             Some(ShareIdentity::LocksFail(why)) => findings.push(Finding::blocks(
                 FindingId::ShareLocks,
                 &name,

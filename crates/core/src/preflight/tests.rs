@@ -128,10 +128,10 @@ fn nothing_stands_against_a_good_move() {
 #[test]
 fn a_host_is_a_candidate_unless_a_finding_blocks_it_which_is_the_reason_then() {
     let warning =
-        Finding { severity: Severity::Warns, ..Finding::told(FindingId::DiskUnsafe, "vda", "It is odd", "Mend it") };
-    let block = Finding::told(FindingId::HostMemory, "kvm2", "It is full", "Choose another");
+        Finding { severity: Severity::Warns, ..Finding::of_text(FindingId::DiskUnsafe, "vda", "It is odd", "Mend it") };
+    let block = Finding::of_text(FindingId::HostMemory, "kvm2", "It is full", "Choose another");
     let good =
-        Assessment::new(Some(MoveKind::Live), Message::Told { text: "It reaches all".into() }, vec![warning.clone()]);
+        Assessment::new(Some(MoveKind::Live), Message::Text { text: "It reaches all".into() }, vec![warning.clone()]);
     assert_eq!((good.kind, good.why.to_string().as_str()), (Some(MoveKind::Live), "It reaches all"));
     let bad = Assessment::new(good.kind, good.why, vec![warning.clone(), block.clone()]);
     assert_eq!((bad.kind, bad.why.to_string().as_str(), bad.findings), (None, "It is full", vec![block, warning]));
@@ -300,7 +300,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
             f.vm.files.push(VmFile { device: "vdb".into(), ..disk(on_share()) });
             let share = &mut f.destination.shares[0];
             let (message, fix) = ("the server refused user root", "Let it take the password again");
-            share.finding = Some(Finding::told(FindingId::SharePassword, "share", message, fix));
+            share.finding = Some(Finding::of_text(FindingId::SharePassword, "share", message, fix));
             share.trouble = Some(message.into());
         },
         FindingId::SharePassword,
@@ -323,7 +323,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
     (
         "identity not shown",
         |f| {
-            f.share_identity.insert(SHARE, ShareIdentity::NotProven(Message::Told { text: "read only".into() }));
+            f.share_identity.insert(SHARE, ShareIdentity::NotProven(Message::Text { text: "read only".into() }));
         },
         FindingId::ShareNotSame,
         &["vms", "read only"],
@@ -339,7 +339,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
         |f| {
             f.source.shares[0] =
                 AttachedShare { server_locks: true, mode: AttachMode::Adopted, ..f.source.shares[0].clone() };
-            f.share_identity.insert(SHARE, ShareIdentity::LocksFail(Message::Told { text: "refused".into() }));
+            f.share_identity.insert(SHARE, ShareIdentity::LocksFail(Message::Text { text: "refused".into() }));
         },
         FindingId::ShareLocks,
         &["kvm1", "unmount", "-o nobrl", "remount,nobrl` has no effect"],
@@ -348,7 +348,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
         "locks that let nobody take over",
         |f| {
             f.share_identity
-                .insert(SHARE, ShareIdentity::LocksFail(Message::Told { text: "byte 201 is locked".into() }));
+                .insert(SHARE, ShareIdentity::LocksFail(Message::Text { text: "byte 201 is locked".into() }));
         },
         FindingId::ShareLocks,
         &["vms", "kvm1", "kvm2", "byte 201 is locked", "nobrl"],
@@ -393,7 +393,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
     (
         "libvirt without shared_filesystems",
         |f| {
-            f.destination.facts.findings.push(Finding::told(
+            f.destination.facts.findings.push(Finding::of_text(
                 FindingId::HostSharedFilesystems,
                 "this host",
                 "libvirt does not know that /srv/ferry is shared",
@@ -406,7 +406,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
     (
         "confinement without the rule",
         |f| {
-            f.destination.facts.findings.push(Finding::told(
+            f.destination.facts.findings.push(Finding::of_text(
                 FindingId::HostConfinement,
                 "this host",
                 "AppArmor does not let VMs use the sockets of moves",
@@ -515,7 +515,7 @@ fn a_share_that_is_not_mounted_hard_is_warned_of() {
 fn locks_do_not_matter_where_no_qemu_takes_over_from_another() {
     let mut fixture = Fixture::new();
     fixture.source.shares[0].server_locks = true;
-    fixture.share_identity.insert(SHARE, ShareIdentity::LocksFail(Message::Told { text: "refused".into() }));
+    fixture.share_identity.insert(SHARE, ShareIdentity::LocksFail(Message::Text { text: "refused".into() }));
     assert_eq!(fixture.findings().len(), 1, "the disk stays on the share");
     // The disk leaves the share with the move.
     let (from, to) = (on_share(), local("/n/x.raw"));

@@ -33,7 +33,7 @@ pub(super) async fn accept<T>(app: &Arc<App>, title: &Title, job: NewJob) -> Res
         Created::Busy(other) => return Err(Failure::found(title, busy_by(&job.vm_name, other))),
     };
     let record = JobRecord { id, job, figures: None };
-    say_accepted(&record);
+    log_accepted(&record);
     app.jobs.enqueue([record]);
     Ok(Moved::Accepted(Box::new(show_jobs::again(app, title, id).await?)))
 }
@@ -56,7 +56,7 @@ pub(super) async fn accept_all(
         |(child, job): (_, NewJob)| JobRecord { id: child, job: NewJob { parent: Some(id), ..job }, figures: None };
     let records: Vec<JobRecord> = ids.into_iter().zip(children).map(record).collect();
     tracing::info!(job = id.0, vms = records.len(), by = parent.by, "Several moves were accepted");
-    records.iter().for_each(say_accepted);
+    records.iter().for_each(log_accepted);
     app.jobs.enqueue(records);
     show_jobs::again(app, title, id).await
 }
@@ -84,7 +84,7 @@ pub(super) fn parent(
     }
 }
 
-fn say_accepted(record: &JobRecord) {
+fn log_accepted(record: &JobRecord) {
     tracing::info!(
         job = record.id.0,
         vm = record.job.vm_name,

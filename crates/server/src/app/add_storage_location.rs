@@ -28,7 +28,7 @@ pub(crate) async fn add_storage_location(app: &Arc<App>, reference: &str, text: 
         );
         return Err(Failure::found(title, finding));
     }
-    app.inventory.tell_change(&host);
+    app.inventory.publish_change(&host);
     tracing::info!(host = host.name(), path, "A storage location was added");
     show_hosts::shown(app, &host).await
 }

@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn a_vm_that_stays_has_the_whole_fix_for_the_host_that_lacks_least() {
         let finding = |what: &str| {
-            Finding::told(FindingId::DiskNotShared, "web01", format!("{what} is wrong"), format!("Mend {what}"))
+            Finding::of_text(FindingId::DiskNotShared, "web01", format!("{what} is wrong"), format!("Mend {what}"))
         };
         let candidate = |host: &str, whats: &[&str]| Candidate {
             host: host.to_owned(),
@@ -253,7 +253,7 @@ mod tests {
                 .map(|what| finding(what))
                 .chain([Finding {
                     severity: Severity::Warns,
-                    ..Finding::told(FindingId::DiskUnsafe, "web01", "It is odd", "Change it")
+                    ..Finding::of_text(FindingId::DiskUnsafe, "web01", "It is odd", "Change it")
                 }])
                 .collect(),
         };

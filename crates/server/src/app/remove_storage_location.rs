@@ -26,7 +26,7 @@ pub(crate) async fn remove_storage_location(app: &Arc<App>, reference: &str, tex
         );
         return Err(Failure::found(title, finding));
     }
-    app.inventory.tell_change(&host);
+    app.inventory.publish_change(&host);
     tracing::info!(host = host.name(), path, "A storage location was removed");
     show_hosts::shown(app, &host).await
 }

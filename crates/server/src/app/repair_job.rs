@@ -18,7 +18,8 @@ use ferry_core::{
     job::JobKind,
     job_text::JobText,
     migration::{
-        Accepted, Has, JobAction, LogEvent, Refused, Told, answer, ends_by_itself, is_taken_back, newest_attempt, phase,
+        Accepted, Has, HostAnswer, JobAction, LogEvent, Refused, answer, ends_by_itself, is_taken_back, newest_attempt,
+        phase,
     },
     preflight::busy_by,
 };
@@ -123,18 +124,19 @@ pub(crate) async fn dismiss_job(app: &Arc<App>, reference: &str, by: &str) -> Re
     if now.ended() {
         return Err(refused(&title, &record, &log, JobAction::Dismiss, Refused::Ended));
     }
-    let told = ask_all(app, &record).await;
+    let answers = ask_all(app, &record).await;
     let waits = app.jobs.now(record.id).waits();
-    let ends: Vec<Has> = told.iter().filter(|told| is_end(&record, &told.host)).map(|told| told.has).collect();
+    let ends: Vec<Has> =
+        answers.iter().filter(|answer| is_end(&record, &answer.host)).map(|answer| answer.has).collect();
     if ends_by_itself(now, waits, &ends) {
-        let vm = whereabouts(&record.job.vm_name, &told).into();
+        let vm = whereabouts(&record.job.vm_name, &answers).into();
         let message = Message::JobGoesOn { job: record.id, phase: now, vm };
         let fix = Action::WaitForJobToEnd { job: record.id };
         return Err(Failure::found(title, Finding::blocks(FindingId::JobOpen, record.id, message, fix)));
     }
     // The task ends first: it must not write to the log after the job's end.
     app.jobs.dismiss(record.id).await;
-    match give_up(app, &record, by, told).await {
+    match give_up(app, &record, by, answers).await {
         Ok(()) => app.jobs.leave(record.id),
         Err(error) => {
             app.jobs.go_on(record);
@@ -146,7 +148,7 @@ pub(crate) async fn dismiss_job(app: &Arc<App>, reference: &str, by: &str) -> Re
 }
 
 /// Asks all hosts now. Returns the answers of the job's two hosts, and of every other host that has the VM.
-async fn ask_all(app: &Arc<App>, record: &JobRecord) -> Vec<Told> {
+async fn ask_all(app: &Arc<App>, record: &JobRecord) -> Vec<HostAnswer> {
     let ask = |host: Arc<Host>| async move {
         let seen = app.inventory.refresh(&host).await;
         let has = match (seen.reachable, seen.vm(record.job.vm)) {
@@ -154,11 +156,11 @@ async fn ask_all(app: &Arc<App>, record: &JobRecord) -> Vec<Told> {
             (true, None) => Has::Nothing,
             (true, Some(facts)) => Has::It(facts.state),
         };
-        Told { host: host.name().to_owned(), has }
+        HostAnswer { host: host.name().to_owned(), has }
     };
-    let mut told = join_all(app.inventory.hosts().into_iter().map(ask)).await;
-    told.retain(|told| is_end(record, &told.host) || matches!(told.has, Has::It(_)));
-    told
+    let mut answers = join_all(app.inventory.hosts().into_iter().map(ask)).await;
+    answers.retain(|answer| is_end(record, &answer.host) || matches!(answer.has, Has::It(_)));
+    answers
 }
 
 fn is_end(record: &JobRecord, host: &str) -> bool {
@@ -166,14 +168,14 @@ fn is_end(record: &JobRecord, host: &str) -> bool {
 }
 
 /// Records that the job was dismissed, unless it has ended in the meantime. Its task has already ended.
-async fn give_up(app: &Arc<App>, record: &JobRecord, by: &str, told: Vec<Told>) -> Result<(), StoreError> {
+async fn give_up(app: &Arc<App>, record: &JobRecord, by: &str, answers: Vec<HostAnswer>) -> Result<(), StoreError> {
     let log = LogRow::events(&app.store.log(record.id).await?);
     if phase(&log).ended() {
         return Ok(());
     }
     // First, because an ended job must not keep its VM reserved; an open job does not need the reservation.
     app.store.unreserve(record.id).await?;
-    let event = LogEntry::Event(LogEvent::Dismissed { by: by.to_owned(), told });
+    let event = LogEntry::Event(LogEvent::Dismissed { by: by.to_owned(), answers });
     app.store.append(record.id, &[event], now_ms()).await?;
     tracing::warn!(job = record.id.0, by, "The job was dismissed");
     if is_taken_back(newest_attempt(&log)) {

@@ -109,7 +109,7 @@ impl Running {
     }
 
     /// Sets one value of the state. Returns whether it is new, in which case listeners are informed.
-    fn say<T: PartialEq>(&self, of: impl FnOnce(&mut Now) -> &mut T, value: T) -> bool {
+    fn publish<T: PartialEq>(&self, of: impl FnOnce(&mut Now) -> &mut T, value: T) -> bool {
         let mut now = self.now.lock().expect("nobody panics with it");
         let known = of(&mut now);
         let news = *known != value;
@@ -123,7 +123,7 @@ impl Running {
     /// Sets what the job waits for; `None`: it does not wait.
     pub(crate) fn wait_for(&self, what: Option<JobText>) {
         let waits = what.is_some();
-        if self.say(|now| &mut now.waits_for, what.clone())
+        if self.publish(|now| &mut now.waits_for, what.clone())
             && let Some(what) = what
         {
             // The job shows this while it waits. It is no warning, because the wait may end by itself.
@@ -134,7 +134,7 @@ impl Running {
 
     /// Sets why an action that must succeed has failed so far; `None`: it succeeded.
     pub(crate) fn in_vain(&self, why: Option<JobText>) {
-        self.say(|now| &mut now.in_vain, why);
+        self.publish(|now| &mut now.in_vain, why);
     }
 
     /// Repeats a database access until it succeeds. In the meantime the job shows that it waits for the database.
@@ -146,13 +146,13 @@ impl Running {
         loop {
             let error = match attempt().await {
                 Ok(kept) => {
-                    self.say(|now| &mut now.unkept, None);
+                    self.publish(|now| &mut now.unkept, None);
                     return kept;
                 }
                 Err(error) => error,
             };
             let why = chain(&error);
-            if self.say(|now| &mut now.unkept, Some(why.clone())) {
+            if self.publish(|now| &mut now.unkept, Some(why.clone())) {
                 tracing::error!(why, "The job waits for the database");
             }
             self.pause(backoff.pause()).await;

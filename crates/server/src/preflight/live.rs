@@ -22,7 +22,7 @@ use ferry_core::{
 };
 use futures_util::future::join_all;
 
-use super::{Preflight, candidate, gone, promised::Promised, told, users::used_by_others, uses};
+use super::{Preflight, candidate, findings_of, gone, promised::Promised, users::used_by_others, uses};
 use crate::{
     inventory::{Host, Inventory, Seen},
     store::StoreError,
@@ -227,7 +227,7 @@ pub(crate) async fn judge(
                 let bytes = ByteCount(wanted.iter().map(|disk| disk.allocated.0).sum());
                 why = Message::WithBytes { moves: why.into(), bytes };
                 if let Err(error) = destination.agent.check(&Check::LiveDestination { vm, disks: wanted }).await {
-                    findings.extend(told(destination, &error));
+                    findings.extend(findings_of(destination, &error));
                 }
             }
             Err(finding) => findings.extend(finding),
@@ -259,7 +259,7 @@ pub(crate) async fn incoming_disks(
     vm: VmId,
     migrated: &[DiskMove],
 ) -> Result<Vec<IncomingDisk>, Vec<Finding>> {
-    let sizes = source.agent.disks(vm).await.map_err(|error| told(source, &error))?;
+    let sizes = source.agent.disks(vm).await.map_err(|error| findings_of(source, &error))?;
     let one = |disk: &DiskMove| {
         let size = sizes.iter().find(|size| size.device == disk.device).ok_or_else(|| {
             vec![Finding::blocks(

@@ -49,7 +49,7 @@ fn candidate(host: &Host, assessed: Assessment) -> Candidate {
 }
 
 /// The findings of a host that refused a request or did not answer.
-fn told(host: &Host, error: &ClientError) -> Vec<Finding> {
+fn findings_of(host: &Host, error: &ClientError) -> Vec<Finding> {
     match error.problem() {
         Some(problem) if !problem.findings.is_empty() => problem.findings.clone(),
         _ => vec![fault_finding(host.name(), error)],

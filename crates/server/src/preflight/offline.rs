@@ -21,7 +21,7 @@ use ferry_core::{
 };
 use futures_util::future::join_all;
 
-use super::{Preflight, candidate, gone, told, uses};
+use super::{Preflight, candidate, findings_of, gone, uses};
 use crate::{
     inventory::{Host, Inventory},
     store::StoreError,
@@ -138,7 +138,7 @@ pub(crate) async fn check(
                 let request = CheckOffline { vm, files: found.files.clone(), absent: found.absent.clone() };
                 let request = Check::OfflineDestination(request);
                 if let Err(error) = destination.agent.check(&request).await {
-                    findings.extend(told(destination, &error));
+                    findings.extend(findings_of(destination, &error));
                 }
                 sized = found;
             }
@@ -208,7 +208,7 @@ pub(crate) async fn sizes(source: &Host, vm: VmId, files: &[FileMove]) -> Result
         return Ok(sized);
     }
     let devices: Vec<&str> = files.iter().map(|file| file.device.as_str()).collect();
-    let sizes = source.agent.files(vm, &devices).await.map_err(|error| told(source, &error))?;
+    let sizes = source.agent.files(vm, &devices).await.map_err(|error| findings_of(source, &error))?;
     for file in files {
         match sizes.iter().find(|size| size.device == file.device) {
             Some(size) => {

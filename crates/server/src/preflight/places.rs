@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn an_agent_of_an_earlier_version_is_told_from_a_missing_directory() {
         let answer = |id, message: &str| {
-            let finding = Finding::told(id, "request", message, "Do");
+            let finding = Finding::of_text(id, "request", message, "Do");
             let error = ClientError::Refused(Box::new(Problem::refused(404, message, vec![finding])));
             let problem = not_looked(&Title::BrowseHost { host: "kvm1".into() }, "kvm1", &error).into_problem();
             (problem.status, problem.findings[0].id)

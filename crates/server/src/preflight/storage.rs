@@ -12,7 +12,7 @@ use ferry_core::{
     vm::VmFacts,
 };
 
-use super::{told, users::used_by_others};
+use super::{findings_of, users::used_by_others};
 use crate::inventory::{Host, Inventory};
 
 /// Plans which disks of a VM go where, with the findings that are already known.
@@ -25,7 +25,7 @@ pub(crate) fn planned(inventory: &Inventory, host: &Host, vm: &VmFacts, wanted: 
 
 /// Asks the host for the space that each disk needs now. The error holds the host's findings against the move.
 pub(crate) async fn asked(host: &Host, request: &PrepareStorage) -> Result<Vec<ByteCount>, Vec<Finding>> {
-    host.agent.check(&Check::Storage(request.clone())).await.map_err(|error| told(host, &error))
+    host.agent.check(&Check::Storage(request.clone())).await.map_err(|error| findings_of(host, &error))
 }
 
 /// The findings against a job's move that are known now, since the job may have waited. The host's own findings are not

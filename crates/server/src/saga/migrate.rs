@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn what_is_found_at_the_start_takes_nothing_of_what_was_planned_away() {
-        let warns = |id, object: &str| Finding::told(id, object, "A message", "A fix");
+        let warns = |id, object: &str| Finding::of_text(id, object, "A message", "A fix");
         let stored = [
             warns(FindingId::DiskThick, "vda"),
             warns(FindingId::DiskFlattened, "vdb"),

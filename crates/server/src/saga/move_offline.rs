@@ -278,8 +278,8 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
         let (source, destination) = (self.source.name().to_owned(), self.destination.name().to_owned());
         match self.site.seen_elsewhere(self.record.job.vm, [&self.source, &self.destination]) {
             Some(host) => {
-                let said = JobText::LeftAlready { vm, destination, host };
-                common::note(&self.site, &self.running, &self.record, vec![said]).await;
+                let text = JobText::LeftAlready { vm, destination, host };
+                common::note(&self.site, &self.running, &self.record, vec![text]).await;
                 Ok(())
             }
             None => Err(StepFailed(JobText::DefinedAndGone { vm, source, destination })),

@@ -172,7 +172,7 @@ mod tests {
     fn only_a_live_move_that_was_dismissed_before_its_switchover_is_looked_after() {
         let begun = vec![LogEvent::Accepted, LogEvent::Intent { step: Step::PrepareDestination }];
         let with = |more: &[LogEvent]| [begun.clone(), more.to_vec()].concat();
-        let dismissed = LogEvent::Dismissed { by: "admin".into(), told: Vec::new() };
+        let dismissed = LogEvent::Dismissed { by: "admin".into(), answers: Vec::new() };
         let arrived = LogEvent::Succeeded { step: Step::Perform };
         for (row, kind, log, expected) in [
             ("it goes on", JobKind::Live, begun.clone(), false),

@@ -45,7 +45,7 @@ pub(super) async fn decide<S: Site<Host: LiveParticipant>>(
     let destination = if after.presence == before { before } else { Presence::Unknown };
     let delivered = delivered_before || here.delivered || there.delivered;
     // Either answer is enough: somebody may have resumed the copy between the two.
-    let complete = [before, after.presence].into_iter().any(|told| is_to_be_remembered(source, told));
+    let complete = [before, after.presence].into_iter().any(|presence| is_to_be_remembered(source, presence));
     if complete && !after.gave_up {
         ends.keep_arrived().await;
     }
@@ -84,12 +84,12 @@ fn names<S: Site>(ends: &Participants<'_, S>) -> (String, String) {
 async fn elsewhere<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> Option<JobText> {
     let (source, destination) = names(ends);
     let neither: Part = JobText::NeitherRuns { source, destination }.into();
-    let Ok(told) =
+    let Ok(answers) =
         tokio::time::timeout(ASK_DEADLINE, ends.site.ask_others(ends.vm, [ends.source, ends.destination])).await
     else {
         return Some(JobText::MaybeElsewhere { neither });
     };
-    told.into_iter().find_map(|(host, state)| match state {
+    answers.into_iter().find_map(|(host, state)| match state {
         Ok(None) => None,
         Ok(Some(_)) => Some(JobText::MovedByHand { neither: neither.clone(), host }),
         Err(_) => Some(JobText::MaybeOn { neither: neither.clone(), host }),

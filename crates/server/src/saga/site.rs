@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// A host's name and the state of a VM there.
-pub(crate) type Told = (String, Result<Option<VmState>, ClientError>);
+pub(crate) type OtherAnswer = (String, Result<Option<VmState>, ClientError>);
 
 /// What to check again.
 #[derive(Clone, Copy)]
@@ -73,7 +73,7 @@ pub(crate) trait Site: Log + Send + 'static {
         hosts: [&Self::Host; 2],
     ) -> impl Future<Output = Result<Vec<Finding>, StoreError>> + Send;
     /// Makes every host except these refresh its observation, and returns the state of a VM on each.
-    fn ask_others(&self, vm: VmId, but: [&Self::Host; 2]) -> impl Future<Output = Vec<Told>> + Send;
+    fn ask_others(&self, vm: VmId, but: [&Self::Host; 2]) -> impl Future<Output = Vec<OtherAnswer>> + Send;
     /// The name of another host that has the VM, according to its last report.
     fn seen_elsewhere(&self, vm: VmId, but: [&Self::Host; 2]) -> Option<String>;
     /// Asks all hosts now which VMs need old files of a VM. Returns one sentence per reason to keep them.
@@ -168,7 +168,7 @@ impl Site for Context {
         }
     }
 
-    async fn ask_others(&self, vm: VmId, but: [&Agent; 2]) -> Vec<Told> {
+    async fn ask_others(&self, vm: VmId, but: [&Agent; 2]) -> Vec<OtherAnswer> {
         let is_other = |id| but.iter().all(|agent| agent.host.record.id != id);
         let others = self.inventory().hosts().into_iter().filter(|host| is_other(host.record.id));
         let ask = |host| async move {

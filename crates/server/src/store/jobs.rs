@@ -483,7 +483,7 @@ mod tests {
             [LogEntry::Event(LogEvent::Failed { step: Step::Reserve, why: why.clone() }), LogEntry::Note(note.clone())];
         store.append(job, &new, 6).await.expect("stored");
 
-        let text = |said: &JobText| JobText::Text { text: said.to_string() };
+        let text = |sentence: &JobText| JobText::Text { text: sentence.to_string() };
         let log: Vec<_> = store.log(job).await.expect("read").into_iter().map(|row| row.entry).collect();
         let old =
             [LogEntry::Event(LogEvent::Failed { step: Step::Reserve, why: text(&why) }), LogEntry::Note(text(&note))];

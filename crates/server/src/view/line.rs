@@ -39,9 +39,9 @@ fn line(row: &LogRow, job: &NewJob) -> JobText {
         LogEvent::Failed { step, why } => JobText::StepFailed { step: title(*step), why: by_name(job, why).into() },
         LogEvent::CancelRequested { by } => JobText::CancelAsked { by: by.clone() },
         LogEvent::Arrived => JobText::Arrived { source, destination },
-        LogEvent::Dismissed { by, told } if told.is_empty() => JobText::Accepted { by: by.clone() },
-        LogEvent::Dismissed { by, told } => {
-            JobText::AcceptedAs { by: by.clone(), seen: whereabouts(&job.vm_name, told).into() }
+        LogEvent::Dismissed { by, answers } if answers.is_empty() => JobText::Accepted { by: by.clone() },
+        LogEvent::Dismissed { by, answers } => {
+            JobText::AcceptedAs { by: by.clone(), seen: whereabouts(&job.vm_name, answers).into() }
         }
         LogEvent::Undone { step } => JobText::StepUndone { step: title(*step) },
         LogEvent::UndoFailed { step, why } => {

@@ -14,7 +14,7 @@ use ferry_core::{
     api::server::{JobView, StepState, StepView},
     job::JobKind,
     job_text::{JobText, Part},
-    migration::{LogEvent, Phase, Step, Told, attempt, newest_attempt, next, phase},
+    migration::{HostAnswer, LogEvent, Phase, Step, attempt, newest_attempt, next, phase},
 };
 
 use crate::{
@@ -111,7 +111,7 @@ fn waits(record: &JobRecord, phase: Phase, now: &Now) -> Vec<JobText> {
 }
 
 /// The summary of a dismissed job: what the hosts reported about the VM then, and what may be left.
-fn summary_of_dismissed(record: &JobRecord, phase: Phase, by: &str, told: &[Told], why: Part) -> JobText {
+fn summary_of_dismissed(record: &JobRecord, phase: Phase, by: &str, answers: &[HostAnswer], why: Part) -> JobText {
     let NewJob { vm_name, source, destination, kind, .. } = &record.job;
     let vm = vm_name.clone();
     let (source, destination) = (source.name.clone(), destination.name.clone());
@@ -122,18 +122,18 @@ fn summary_of_dismissed(record: &JobRecord, phase: Phase, by: &str, told: &[Told
         (JobKind::Offline, _) => JobText::LeftFiles { source, destination },
         (_, _) => JobText::LeftCopy { source, destination },
     };
-    let seen = whereabouts(vm_name, told).into();
+    let seen = whereabouts(vm_name, answers).into();
     JobText::Dismissed { by: by.to_owned(), why, seen, left: left.into() }
 }
 
 /// Where the VM is, and what a user has to do, if anything.
 fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> JobText {
     let dismissed = events.iter().find_map(|event| {
-        let LogEvent::Dismissed { by, told } = event else { return None };
-        Some((by, told))
+        let LogEvent::Dismissed { by, answers } = event else { return None };
+        Some((by, answers))
     });
-    if let Some((by, told)) = dismissed {
-        return summary_of_dismissed(record, phase, by, told, why(&record.job, events));
+    if let Some((by, answers)) = dismissed {
+        return summary_of_dismissed(record, phase, by, answers, why(&record.job, events));
     }
     match record.job.kind {
         JobKind::Storage => storage::summary(record, phase, events, now),
@@ -209,13 +209,13 @@ mod tests {
             record.job.kind = kind;
             view(&record, &Step::ALL, log, &Now::default()).summary
         };
-        let told = |has: [Has; 2]| {
-            let told = |(host, has): (&str, Has)| Told { host: host.into(), has };
+        let answers = |has: [Has; 2]| {
+            let answers = |(host, has): (&str, Has)| HostAnswer { host: host.into(), has };
             at(
                 9,
                 LogEvent::Dismissed {
                     by: "admin".into(),
-                    told: ["kvm1", "kvm2"].into_iter().zip(has).map(told).collect(),
+                    answers: ["kvm1", "kvm2"].into_iter().zip(has).map(answers).collect(),
                 },
             )
         };
@@ -226,14 +226,14 @@ mod tests {
                 log.push(at(8, LogEvent::Succeeded { step: Step::Perform }));
             }
             for kind in [JobKind::Live, JobKind::LiveVsm, JobKind::Storage, JobKind::Offline] {
-                log.push(told([Has::Nothing, Has::Nothing]));
+                log.push(answers([Has::Nothing, Has::Nothing]));
                 let summary = of(kind, &log);
                 assert!(summary.contains(gone), "{summary}");
                 for claim in ["runs on", "stays on", "shut off on", "has moved to"] {
                     assert!(!summary.contains(claim), "{kind:?} {claim}: {summary}");
                 }
                 log.pop();
-                log.push(told([Has::It(VmState::Running), Has::NoAnswer]));
+                log.push(answers([Has::It(VmState::Running), Has::NoAnswer]));
                 let summary = of(kind, &log);
                 assert!(summary.contains("VM web01: runs on kvm1, kvm2 does not answer"), "{summary}");
                 log.pop();

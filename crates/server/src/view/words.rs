@@ -5,7 +5,7 @@ use ferry_core::{
     api::server::{Place, WaitView},
     finding::{Clauses, Message},
     job_text::{JobText, Part, Slots},
-    migration::{Has, LogEvent, Told},
+    migration::{Has, HostAnswer, LogEvent},
     text::Jobs,
     vm::VmState,
 };
@@ -13,8 +13,8 @@ use ferry_core::{
 use crate::store::NewJob;
 
 /// A sentence about a job with its VM by its name: hosts know it by its UUID.
-pub(super) fn by_name(job: &NewJob, said: &JobText) -> JobText {
-    said.renamed(&job.vm.to_string(), &job.vm_name)
+pub(super) fn by_name(job: &NewJob, text: &JobText) -> JobText {
+    text.renamed(&job.vm.to_string(), &job.vm_name)
 }
 
 /// The last failure.
@@ -27,12 +27,12 @@ pub(super) fn why(job: &NewJob, events: &[LogEvent]) -> Part {
 }
 
 /// Which hosts have a VM, according to their answers.
-pub(crate) fn whereabouts(vm: &str, told: &[Told]) -> Message {
+pub(crate) fn whereabouts(vm: &str, answers: &[HostAnswer]) -> Message {
     let vm = vm.to_owned();
-    if told.is_empty() {
+    if answers.is_empty() {
         return Message::NobodyAsked { vm };
     }
-    let one = |Told { host, has }: &Told| match (has, host.clone()) {
+    let one = |HostAnswer { host, has }: &HostAnswer| match (has, host.clone()) {
         (Has::It(VmState::Running), host) => Message::RunsOn { host },
         (Has::It(VmState::ShutOff), host) => Message::IsShutOffOn { host },
         (Has::It(VmState::Crashed | VmState::Suspended | VmState::Paused | VmState::Incoming), host) => {
@@ -41,7 +41,7 @@ pub(crate) fn whereabouts(vm: &str, told: &[Told]) -> Message {
         (Has::Nothing, host) => Message::NotKnownOn { host },
         (Has::NoAnswer, host) => Message::DoesNotAnswer { host },
     };
-    Message::Whereabouts { vm, seen: Clauses(told.iter().map(one).collect()) }
+    Message::Whereabouts { vm, seen: Clauses(answers.iter().map(one).collect()) }
 }
 
 /// The slots that a job waits for; `unknown` if they are not known.

@@ -443,9 +443,9 @@ fn a_job_whose_vm_was_removed_by_hand_can_be_dismissed_and_says_where_the_vm_is(
         .await;
         let dismissed = lab.client.dismiss_job(job.id).await.expect("nothing can end it");
         assert_eq!(dismissed.phase, Phase::Succeeded);
-        let told = "VM db: is not known on kvm1, is not known on kvm2";
-        assert!(dismissed.summary.contains(told) && !dismissed.summary.contains("runs on"), "{}", dismissed.summary);
-        assert!(dismissed.log.iter().any(|line| line.message.contains(told)), "{:#?}", dismissed.log);
+        let answers = "VM db: is not known on kvm1, is not known on kvm2";
+        assert!(dismissed.summary.contains(answers) && !dismissed.summary.contains("runs on"), "{}", dismissed.summary);
+        assert!(dismissed.log.iter().any(|line| line.message.contains(answers)), "{:#?}", dismissed.log);
         hold.release();
     });
 }
@@ -463,8 +463,8 @@ fn a_job_that_fails_at_what_must_be_done_can_be_dismissed_before_it_is_stuck() {
         let fix = format!("`ferry job dismiss {}`", job.id);
         assert!(seen.summary.contains("the disk is full") && seen.summary.contains(&fix), "{}", seen.summary);
         let dismissed = lab.client.dismiss_job(job.id).await.expect("dismissed");
-        let told = "VM web01: is shut off on kvm1, runs on kvm2";
-        assert!(dismissed.summary.contains(told), "{}", dismissed.summary);
+        let answers = "VM web01: is shut off on kvm1, runs on kvm2";
+        assert!(dismissed.summary.contains(answers), "{}", dismissed.summary);
         assert_eq!(lab.running_on(vm), only("kvm2"));
     });
 }

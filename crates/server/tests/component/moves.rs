@@ -345,11 +345,11 @@ fn a_vm_that_runs_twice_is_said_to() {
         lab.define(&kvm2, "web01", |guest| guest.facts.id = vm).await;
         use ferry_drivers::hypervisor::Power as _;
         kvm2.hypervisor.start(vm).expect("started");
-        let is_said = async || {
+        let is_reported = async || {
             let shown = lab.client.vms().await.expect("answered");
             shown.iter().any(|vm| vm.findings.iter().any(|finding| finding.id == FindingId::VmRunsTwice))
         };
-        wait_for("it is said", is_said).await;
+        wait_for("it is said", is_reported).await;
         assert_eq!(refusal(lab.migrate("web01", "kvm2").await), (409, vec![FindingId::VmRunsTwice]));
         kvm2.hypervisor.destroy(vm).expect("destroyed");
         lab.wait_for_state("kvm2/web01", VmState::ShutOff).await;

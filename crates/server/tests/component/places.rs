@@ -193,7 +193,7 @@ fn browsing_shows_what_the_host_offers_with_free_space_and_who_has_it_too() {
         lab.client.attach_share("iso", "kvm1", &AttachShare { credentials, at: None }).await.expect("attached");
         lab.file_servers.change(&unc(), |export| export.space.free = ByteCount::gib(7));
         let places = offered(lab, "kvm1").await;
-        let told: Vec<_> = places
+        let shown: Vec<_> = places
             .iter()
             .map(|place| (place.path.trim_end_matches('/'), place.share.as_deref(), place.also_on.join(" ")))
             .collect();
@@ -203,7 +203,7 @@ fn browsing_shows_what_the_host_offers_with_free_space_and_who_has_it_too() {
             (UNC, Some("vms"), "kvm2".to_owned()),
             ("\\\\fs1.ferry.lab\\iso", Some("iso"), String::new()),
         ];
-        assert_eq!(told, expected);
+        assert_eq!(shown, expected);
         let space = places[1].offered.space.expect("the file server tells");
         assert_eq!((space.free, space.total), (ByteCount::gib(7), ByteCount::gib(40)), "as it is now");
         assert!(places[0].offered.space.is_some_and(|space| space.free.0 > 0 && space.total > space.free));

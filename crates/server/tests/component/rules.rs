@@ -198,8 +198,8 @@ async fn held(lab: &Lab, kvm1: &Host, kvm2: &Host, vm: VmId, how: Path3) -> (Job
 
 /// The job's notes about files that stay.
 fn stays(job: &JobView) -> String {
-    let told = job.findings.iter().map(|finding| finding.message.to_string());
-    told.chain(job.log.iter().map(|line| line.message.clone())).filter(|text| text.contains("stay")).collect()
+    let texts = job.findings.iter().map(|finding| finding.message.to_string());
+    texts.chain(job.log.iter().map(|line| line.message.clone())).filter(|text| text.contains("stay")).collect()
 }
 
 #[test]

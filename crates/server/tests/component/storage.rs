@@ -288,10 +288,10 @@ fn a_job_says_which_files_stay_and_why() {
         let old = kvm1.on_share("temp/disk.raw");
         let job = lab.client.move_storage("temp", &all_to(&local(&kvm1))).await.expect("accepted");
         let job = lab.ends(&job, Phase::Succeeded).await;
-        let said = format!("The old file {UNC}\\temp\\disk.raw of disk vda of VM temp stays");
-        let finding = job.findings.iter().find(|finding| finding.message.to_string().contains(&said));
+        let message = format!("The old file {UNC}\\temp\\disk.raw of disk vda of VM temp stays");
+        let finding = job.findings.iter().find(|finding| finding.message.to_string().contains(&message));
         assert_eq!(finding.map(|finding| finding.id), Some(FindingId::FileKept), "{job:#?}");
-        assert!(job.log.iter().any(|line| line.message.contains(&said)), "{:#?}", job.log);
+        assert!(job.log.iter().any(|line| line.message.contains(&message)), "{:#?}", job.log);
         let mount = old.ancestors().nth(2).expect("the share's").display().to_string();
         assert!(
             !serde_json::to_string(&job).expect("JSON").contains(&mount),

@@ -53,11 +53,11 @@ fn a_server_whose_host_went_to_another_server_is_told_so() {
         let host = ferry_core::id::HostId(uuid::Uuid::new_v4());
         let request = ferry_core::api::agent::EnrolRequest { secret: token.secret, host };
         agent.enrol(&request).await.expect("the token is good");
-        let is_told = async || {
+        let is_reported = async || {
             let host = lab.client.host("kvm1").await.expect("known");
             !host.reachable && host.facts.is_some_and(|facts| facts.findings[0].id == FindingId::AuthKey)
         };
-        wait_for("the host shows as lost", is_told).await;
+        wait_for("the host shows as lost", is_reported).await;
         lab.client.remove_host("kvm1").await.expect("removed");
         assert_eq!(refusal(lab.client.host("kvm1").await), (404, vec![FindingId::HostUnknown]));
         lab.add(&kvm1).await.expect("a new token brings it back");

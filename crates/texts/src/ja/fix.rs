@@ -129,7 +129,7 @@ catalogue! { Command:
 }
 
 catalogue! { ByHand:
-    Told { text } = "{text}",
+    Text { text } = "{text}",
     SayWhich { example } = "どれかを指定してください（例: `{example}`）",
     DetachDevice = "移行の前に、VM からデバイスを取り外してください",
     DetachDisk = "移行の前に取り外し、移行先にある代わりのものを接続してください",

@@ -5,7 +5,7 @@ use ferry_core::finding::Message;
 use super::catalogue;
 
 catalogue! { Message:
-    Told { text } = "{text}",
+    Text { text } = "{text}",
     Verbatim { text } = "{text}",
 
     // VMs

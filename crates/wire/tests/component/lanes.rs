@@ -166,10 +166,10 @@ async fn a_lane_that_dies_ends_the_channel_with_its_name_and_the_other_end_hears
         pair.joined.lock().expect("no panic")[1 + lane].abort();
         for end in [source, destination] {
             let error = within(end).await.expect("no panic").expect_err("a lane is missing");
-            let is_told = |reason: &str| reason.contains("of 4 to the other agent failed");
+            let is_reported = |reason: &str| reason.contains("of 4 to the other agent failed");
             assert!(
                 matches!(&error, WireError::Lane { lanes: 4, .. })
-                    || matches!(&error, WireError::Aborted(reason) if is_told(reason)),
+                    || matches!(&error, WireError::Aborted(reason) if is_reported(reason)),
                 "{error:?}"
             );
         }

@@ -100,7 +100,7 @@ impl<M: Model> Participant for Host<M> {
         }
         let answer = self.call("report", |world| world.report(self.role)).await;
         if wait.is_zero() {
-            lock(&self.world).told(self.role, &answer);
+            lock(&self.world).reported(self.role, &answer);
         }
         answer
     }

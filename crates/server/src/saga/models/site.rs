@@ -16,7 +16,7 @@ use ferry_core::{
 use super::{
     super::{
         executor::{Log, Patience, Saga, drive},
-        site::{Check, Site, Told},
+        site::{Check, OtherAnswer, Site},
     },
     host::Host,
     world::{Life, Model, Shared, lock, server_goes_on},
@@ -82,7 +82,7 @@ impl<M: Model> Site for ModelSite<M> {
         Ok(Vec::new())
     }
 
-    async fn ask_others(&self, _: VmId, _: [&Host<M>; 2]) -> Vec<Told> {
+    async fn ask_others(&self, _: VmId, _: [&Host<M>; 2]) -> Vec<OtherAnswer> {
         let mut world = lock(&self.0);
         world.tick();
         vec![("kvm3".to_owned(), world.third_host())]

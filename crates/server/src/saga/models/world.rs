@@ -85,7 +85,7 @@ pub(in super::super) trait Model: Sized + Send + 'static {
         true
     }
     /// Notes that a host was asked for its current state, and the answer that the server received.
-    fn told(&mut self, _: Role, _: &Reported) {}
+    fn reported(&mut self, _: Role, _: &Reported) {}
     /// What a third host reports about the VM.
     fn third_host(&mut self) -> Result<Option<VmState>, ClientError> {
         Ok(None)
@@ -145,6 +145,6 @@ pub(in super::super) fn away() -> ClientError {
 
 /// The error of a request that the agent refused.
 pub(in super::super) fn refused(status: u16, id: FindingId) -> ClientError {
-    let finding = Finding::told(id, "job 1", "as the model has it", "nothing");
+    let finding = Finding::of_text(id, "job 1", "as the model has it", "nothing");
     ClientError::Refused(Box::new(Problem::refused(status, "refused", vec![finding])))
 }

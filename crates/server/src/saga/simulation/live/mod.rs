@@ -126,7 +126,7 @@ pub(super) struct World {
     idle: u32,
     /// How many times in succession, in this run of the server, it was told of a complete copy at the destination when it
     /// asked which host has the VM.
-    told: u32,
+    reports: u32,
     /// The number of successive moments in which a complete copy existed while the source did not answer.
     there: u32,
     /// The server was told of the copy, or could have asked, so often that it must know.
@@ -159,7 +159,7 @@ impl World {
             against: false,
             ended_by_hand: false,
             idle: 0,
-            told: 0,
+            reports: 0,
             there: 0,
             seen: false,
             locks_hold,
@@ -192,10 +192,10 @@ impl World {
 
     /// Records an answer of the destination to the question which host has the VM. It is asked twice for one verdict,
     /// and once by a server that was away. So after four answers at least one verdict has been reached.
-    fn tell(&mut self, answer: &Reported) {
+    fn count_report(&mut self, answer: &Reported) {
         let complete = answer.as_ref().is_ok_and(|report| is_complete(report.presence) && !report.gave_up);
-        self.told = if complete && self.source.process != Presence::Running { self.told + 1 } else { 0 };
-        self.seen |= self.told >= 4;
+        self.reports = if complete && self.source.process != Presence::Running { self.reports + 1 } else { 0 };
+        self.seen |= self.reports >= 4;
     }
 
     fn side(&mut self, role: Role) -> &mut Side {
@@ -210,7 +210,7 @@ impl World {
         self.fate.pass(&self.server);
         if self.server.life.died.is_cancelled() {
             // The next run starts with nothing but the log.
-            (self.told, self.idle) = (0, 0);
+            (self.reports, self.idle) = (0, 0);
         }
         if self.fate.is_hostile() {
             if self.fate.one_in(12) {

@@ -58,9 +58,9 @@ impl Model for World {
         !side.agent_is_up || (side.known && side.sequence > after)
     }
 
-    fn told(&mut self, role: Role, answer: &Reported) {
+    fn reported(&mut self, role: Role, answer: &Reported) {
         if role == Role::Destination {
-            self.tell(answer);
+            self.count_report(answer);
         }
     }
 
