@@ -46,9 +46,9 @@ impl Chains {
         let images: BTreeSet<PathBuf> = vms.iter().filter(off).flat_map(|vm| images_to_ask(&vm.files)).collect();
         let named: BTreeSet<PathBuf> = {
             let state = self.locked();
-            let told = vms.iter().flat_map(|vm| &vm.files).flat_map(VmFile::places);
+            let named = vms.iter().flat_map(|vm| &vm.files).flat_map(VmFile::places);
             let below = images.iter().filter_map(|image| state.known.get(image)).flat_map(|(_, below)| below);
-            let files = told.chain(below).map(PathBuf::as_path);
+            let files = named.chain(below).map(PathBuf::as_path);
             files.chain(places.mounts()).filter(|path| path.is_absolute()).map(Path::to_owned).collect()
         };
         self.read(&images, &named);

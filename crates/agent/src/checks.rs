@@ -60,7 +60,7 @@ pub fn all(config: &Config, hypervisor: &dyn HostInfo) -> Vec<Check> {
     checks.push(carrier_ports(config));
     let tcp = |name: &str| text(&format!("/proc/sys/net/ipv4/{name}"));
     checks.push(long_links(&tcp("tcp_rmem"), &tcp("tcp_wmem"), &tcp("tcp_mem")));
-    checks.extend(unit(&systemd_says(UNIT)));
+    checks.extend(unit(&systemd_shows(UNIT)));
     let damaged = damaged(config).into_iter();
     checks.extend(damaged.map(|finding| Check::Odd(format!("{}. {}", finding.message, finding.fix))));
     checks
@@ -148,15 +148,15 @@ fn long_links(rmem: &str, wmem: &str, mem: &str) -> Check {
 }
 
 /// What systemd reports about a unit; empty where systemd does not run.
-fn systemd_says(unit: &str) -> String {
+fn systemd_shows(unit: &str) -> String {
     let properties = "--property=LoadState,KillMode,RuntimeDirectory,RuntimeDirectoryPreserve";
-    let said = Command::new("systemctl").args(["show", properties, unit]).output();
-    said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
+    let shown = Command::new("systemctl").args(["show", properties, unit]).output();
+    shown.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
 /// Whether carriers outlive the agent: by default systemd ends all processes of a unit with it. `None` without systemd.
-fn unit(said: &str) -> Option<Check> {
-    let value = |name: &str| said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+fn unit(shown: &str) -> Option<Check> {
+    let value = |name: &str| shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
     let lost = |why: &str, line: &str| {
         Check::Missing(format!(
             "{why}, so a restart of {UNIT} ends moves: run `systemctl edit {UNIT}` and write {line} below [Service]"
@@ -294,20 +294,20 @@ mod tests {
 
     #[test]
     fn a_unit_that_ends_carriers_is_told_with_the_line_to_write() {
-        let said = |load: &str, mode: &str, folder: &str, keep: &str| {
+        let shown = |load: &str, mode: &str, folder: &str, keep: &str| {
             unit(&format!(
                 "LoadState={load}\nKillMode={mode}\nRuntimeDirectory={folder}\nRuntimeDirectoryPreserve={keep}\n"
             ))
         };
         for mode in ["control-group", "mixed"] {
-            let Some(Check::Missing(text)) = said("loaded", mode, "", "no") else { panic!("{mode} ends carriers") };
+            let Some(Check::Missing(text)) = shown("loaded", mode, "", "no") else { panic!("{mode} ends carriers") };
             assert!(text.contains(mode) && text.contains("KillMode=process"), "{text}");
         }
-        let Some(Check::Missing(text)) = said("loaded", "process", "ferry", "no") else { panic!("sockets go") };
+        let Some(Check::Missing(text)) = shown("loaded", "process", "ferry", "no") else { panic!("sockets go") };
         assert!(text.contains("RuntimeDirectoryPreserve=yes"), "{text}");
-        assert!(matches!(said("loaded", "process", "ferry", "yes"), Some(Check::Good(_))));
-        assert!(matches!(said("loaded", "process", "", "no"), Some(Check::Good(_))));
-        assert!(matches!(said("not-found", "control-group", "", "no"), Some(Check::Odd(_))));
+        assert!(matches!(shown("loaded", "process", "ferry", "yes"), Some(Check::Good(_))));
+        assert!(matches!(shown("loaded", "process", "", "no"), Some(Check::Good(_))));
+        assert!(matches!(shown("not-found", "control-group", "", "no"), Some(Check::Odd(_))));
         assert_eq!(unit(""), None);
     }
 

@@ -42,7 +42,7 @@ pub fn facts(config: &Config, hypervisor: &dyn HostInfo) -> Result<HostFacts, Hy
 
 /// The version of this host's libvirt. A test may set a different one.
 pub(crate) fn libvirt_version(host: &HypervisorHost) -> String {
-    fail::fail_point!("libvirt-version", |said| said.unwrap_or_default());
+    fail::fail_point!("libvirt-version", |version| version.unwrap_or_default());
     host.libvirt_version.clone()
 }
 

@@ -36,12 +36,12 @@ pub mod places;
 mod qemu_conf;
 mod records;
 mod refusal;
+mod rewriter;
 pub mod setup;
 pub mod shares;
 mod stalls;
 pub mod storage;
 pub mod tls;
-mod told;
 
 use std::sync::Arc;
 
@@ -61,9 +61,9 @@ use crate::{
     metrics::Metrics,
     observer::Observer,
     offline::OfflineMoves,
+    rewriter::TextRewriter,
     shares::Shares,
     storage::StorageMoves,
-    told::Told,
 };
 
 /// Everything that the control API works on.
@@ -154,7 +154,7 @@ impl Agent {
     }
 
     /// The names that users know: of files on shares and of VMs, here and on the other hosts of this host's moves.
-    pub(crate) fn told(&self) -> Told {
+    pub(crate) fn rewriter(&self) -> TextRewriter {
         let here = self.shares.roots();
         let there = self.migrations.mounts_elsewhere().into_iter().filter_map(|mount| {
             let share = here.iter().find(|root| root.id == mount.share)?;
@@ -163,7 +163,7 @@ impl Agent {
         let mounts = here.iter().map(|root| (root.mount.clone(), root.source.clone())).chain(there).collect();
         let seen = self.observer.latest();
         let vms = seen.iter().flat_map(|seen| &seen.vms).map(|vm| (vm.id, vm.name.clone()));
-        Told { mounts, names: vms.chain(self.migrations.names()).collect() }
+        TextRewriter { mounts, names: vms.chain(self.migrations.names()).collect() }
     }
 }
 

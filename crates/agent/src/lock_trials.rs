@@ -49,22 +49,22 @@ impl LockTrials {
     pub fn step(self: &Arc<Self>, name: &str, path: &Path, step: LockStep) -> Result<(), AgentError> {
         match step {
             LockStep::Hold => {
-                let holder = Holder::start(path).map_err(told)?;
+                let holder = Holder::start(path).map_err(failed)?;
                 self.keep(name, End::Source(holder))
             }
             LockStep::Open => {
-                let taker = Taker::open(path).map_err(told)?;
+                let taker = Taker::open(path).map_err(failed)?;
                 self.keep(name, End::Destination(taker))
             }
             LockStep::LetGo => match self.take(name) {
-                Some(End::Source(holder)) => holder.let_go().map_err(told),
+                Some(End::Source(holder)) => holder.let_go().map_err(failed),
                 Some(End::Destination(_)) | None => Err(out_of_order()),
             },
             LockStep::Take => match self.take(name) {
-                Some(End::Destination(taker)) => taker.take().map_err(told),
+                Some(End::Destination(taker)) => taker.take().map_err(failed),
                 Some(End::Source(_)) | None => Err(out_of_order()),
             },
-            LockStep::Check => lock_trial::check(path).map_err(told),
+            LockStep::Check => lock_trial::check(path).map_err(failed),
         }
     }
 
@@ -103,7 +103,7 @@ fn close_late(trials: &Weak<LockTrials>) {
     }
 }
 
-fn told(error: LockTrialError) -> AgentError {
+fn failed(error: LockTrialError) -> AgentError {
     match error {
         LockTrialError::Fails(why) => AgentError::refused(
             409,

@@ -58,8 +58,8 @@ enum Command {
         #[arg(long)]
         journal: PathBuf,
         /// The file for the reason why it could not begin.
-        #[arg(long)]
-        said: PathBuf,
+        #[arg(long = "said", value_name = "SAID")]
+        reason_file: PathBuf,
     },
     /// Write man pages and shell completions into a folder, for packages.
     #[command(hide = true)]
@@ -99,13 +99,13 @@ fn main() -> anyhow::Result<()> {
             }
         }
         Command::Run => run(&arguments.config),
-        Command::Carry { journal, said } => {
+        Command::Carry { journal, reason_file } => {
             let outcome = carry(&arguments.config, &journal);
             if let Err(error) = &outcome {
-                std::fs::write(&said, format!("{error:#}\n"))?;
+                std::fs::write(&reason_file, format!("{error:#}\n"))?;
             }
             // The agent has the file open and reads it after this process has ended.
-            let _ = std::fs::remove_file(&said);
+            let _ = std::fs::remove_file(&reason_file);
             outcome
         }
         Command::Manual { folder } => Ok(ferry_manual::write(Arguments::command(), Section::Administrator, &folder)?),
@@ -135,11 +135,11 @@ async fn run(path: &std::path::Path) -> anyhow::Result<()> {
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
-        notify::tell(Standing::Stopping);
+        notify::report(Standing::Stopping);
         info!("The agent ends; carriers of running migrations go on");
     };
     // From now on connections are answered, even while libvirt is queried for the first time.
-    notify::tell(Standing::Ready);
+    notify::report(Standing::Ready);
     http::serve_on(agent, listener, stop).await?;
     Ok(())
 }

@@ -29,7 +29,7 @@ pub enum Standing {
 }
 
 /// Reports the state, if systemd asked for it. A failure is logged: systemd then stops the agent at its own time limit.
-pub fn tell(standing: Standing) {
+pub fn report(standing: Standing) {
     let Some(socket) = env::var_os(VARIABLE) else { return };
     if let Err(error) = send(&socket, standing) {
         warn!(socket = %socket.display(), error = %chain(&error), "systemd could not be told how the agent stands");

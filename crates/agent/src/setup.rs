@@ -102,8 +102,8 @@ fn restart_libvirt(wanted: bool) {
 
 /// The units whose `systemctl show` output contains `line`: lines `NAME=VALUE`, with an empty line between two units.
 fn units<'a>(shown: &'a str, line: &str) -> Vec<&'a str> {
-    let such = shown.split("\n\n").filter(|unit| unit.lines().any(|said| said == line));
-    such.filter_map(|unit| unit.lines().find_map(|said| said.strip_prefix("Id="))).collect()
+    let such = shown.split("\n\n").filter(|unit| unit.lines().any(|property| property == line));
+    such.filter_map(|unit| unit.lines().find_map(|property| property.strip_prefix("Id="))).collect()
 }
 
 /// Removes what [`run`] wrote outside the agent's own folders, except the line in qemu.conf: VMs may use shares without
@@ -315,15 +315,18 @@ mod tests {
             let output = child.wait_with_output().expect("ends");
             (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
         };
-        let (allowed, said) = call(held, "prepare");
-        assert!(!allowed && said.contains("web01") && said.contains("ferry-agent setup"), "without the folder: {said}");
+        let (allowed, output) = call(held, "prepare");
+        assert!(
+            !allowed && output.contains("web01") && output.contains("ferry-agent setup"),
+            "without the folder: {output}"
+        );
         assert!(call(held, "release").0, "only a start is vetoed");
         fs::create_dir_all(config.holds_dir()).expect("made");
         assert!(call(held, "prepare").0, "it is not held");
         fs::write(config.holds_dir().join(held), "job 7").expect("held");
         assert!(!call("", "prepare").0, "without a UUID");
-        let (allowed, said) = call(held, "prepare");
-        assert!(!allowed && said.contains("job 7") && said.contains("web01"), "{said}");
+        let (allowed, output) = call(held, "prepare");
+        assert!(!allowed && output.contains("job 7") && output.contains("web01"), "{output}");
         assert!(call(held, "release").0, "only a start is vetoed");
         assert!(call("11111111-4f57-4f3e-9a80-0c6a4b6ad001", "prepare").0);
     }
@@ -347,8 +350,8 @@ mod tests {
             release_hold(&config, &hypervisor, &reference).expect("released");
             assert!(!hold::is_held(&holds, vm), "{reference}");
         }
-        let said = release_hold(&config, &hypervisor, "web01").expect_err("it is not held").to_string();
-        assert!(said.contains("web01") && said.contains("ferry-agent holds"), "{said}");
+        let output = release_hold(&config, &hypervisor, "web01").expect_err("it is not held").to_string();
+        assert!(output.contains("web01") && output.contains("ferry-agent holds"), "{output}");
 
         // If it no longer has a definition here, only the UUID is known.
         let gone = "0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001";

@@ -125,7 +125,7 @@ mod tests {
         (folder, config)
     }
 
-    fn told(answer: Result<(), AgentError>) -> Option<FindingId> {
+    fn finding_of(answer: Result<(), AgentError>) -> Option<FindingId> {
         match answer {
             Ok(()) => None,
             Err(AgentError::Refused { finding, .. }) => Some(finding.id),
@@ -148,7 +148,7 @@ mod tests {
             ("the number was another VM's", Some((4, other)), None, Some(FindingId::JobOpen)),
         ] {
             let known = known.map(|(generation, vm)| Attempt { job: JobId(7), generation: Generation(generation), vm });
-            assert_eq!(told(admit(asked, known, ended.map(Generation))), expected, "{row}");
+            assert_eq!(finding_of(admit(asked, known, ended.map(Generation))), expected, "{row}");
         }
     }
 
@@ -165,7 +165,7 @@ mod tests {
         ended.remember(JobId(1), Generation(9_000)).expect("kept");
         let ended = Ended::load(&config).expect("read");
         let is_ended = |job, generation| {
-            told(ended.admit(Attempt { job: JobId(job), generation: Generation(generation), vm }, None)).is_some()
+            finding_of(ended.admit(Attempt { job: JobId(job), generation: Generation(generation), vm }, None)).is_some()
         };
         assert!(is_ended(1, 10_000) && !is_ended(1, 10_001));
         assert!(is_ended(1001, 1) && !is_ended(1000, 0));

@@ -147,8 +147,8 @@ pub(crate) fn remove(config: &Config) -> anyhow::Result<Option<String>> {
 fn run(command: &mut Command) -> anyhow::Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("Could not run {name}: install package policycoreutils"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    anyhow::ensure!(output.status.success(), "{name} failed: {}", said.trim());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "{name} failed: {}", stderr.trim());
     Ok(())
 }
 

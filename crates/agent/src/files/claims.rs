@@ -57,7 +57,7 @@ impl Reserved {
         let path = path.to_owned();
         let sizes = within(SIZE_WAIT, move || Some((file::allocated(&path).ok()?, fs::metadata(&path).ok()?.len())));
         let taken = match sizes.flatten() {
-            Some((taken, length)) if is_told(to, taken, length, allocated) => taken,
+            Some((taken, length)) if is_real(to, taken, length, allocated) => taken,
             Some(_) | None => ByteCount(0),
         };
         let still = ByteCount(space_needed(allocated).0.saturating_sub(taken.0));
@@ -77,7 +77,7 @@ impl Reserved {
 
 /// Whether a file's reported allocation is real. Many mounts of shares report a file's length instead, which a raw
 /// image has from the start; a file shorter than its future content does grow by what it occupies.
-pub(super) fn is_told(to: &Location, taken: ByteCount, length: u64, allocated: ByteCount) -> bool {
+pub(super) fn is_real(to: &Location, taken: ByteCount, length: u64, allocated: ByteCount) -> bool {
     match to {
         Location::Local { .. } => true,
         Location::Share { .. } => taken.0 < length || length < allocated.0,

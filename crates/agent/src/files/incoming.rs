@@ -216,7 +216,7 @@ mod tests {
             let found = checked(&storage, vm, &wanted, &partials).map(|incoming_disks| incoming_disks.len());
             assert_eq!(found.is_ok(), fits, "{found:?}");
             let made = with_room(&storage, vm, &wanted, &partials).map_err(|error| error.to_string());
-            assert!(fits == made.is_ok() && (fits || made.is_err_and(|said| said.contains("job 7"))));
+            assert!(fits == made.is_ok() && (fits || made.is_err_and(|error| error.contains("job 7"))));
             assert_eq!(kept(), 1);
         }
     }

@@ -184,7 +184,7 @@ mod tests {
     use ferry_core::id::ShareId;
 
     use super::*;
-    use crate::files::claims::{Claims, Reserved, is_told};
+    use crate::files::claims::{Claims, Reserved, is_real};
 
     const MIB: u64 = 1 << 20;
 
@@ -226,7 +226,7 @@ mod tests {
         let share = Location::Share { share: ShareId(uuid::Uuid::nil()), path: "vda.raw".into() };
         let local = Location::Local { host: ferry_core::id::HostId(uuid::Uuid::nil()), path: "/vda.raw".into() };
         let mib = |count: u64| ByteCount(count * MIB);
-        for (to, taken, length, allocated, told) in [
+        for (to, taken, length, allocated, real) in [
             (&local, 64, 64, 8, true),
             (&share, 64, 64, 8, false),
             (&share, 64, 64, 64, false),
@@ -234,7 +234,7 @@ mod tests {
             // A growing image.
             (&share, 2, 2, 8, true),
         ] {
-            assert_eq!(is_told(to, mib(taken), length * MIB, mib(allocated)), told, "{to:?} {taken} {length}");
+            assert_eq!(is_real(to, mib(taken), length * MIB, mib(allocated)), real, "{to:?} {taken} {length}");
         }
         let still = |copied, total| Reserved::copied(JobId(1), &share, mib(100), mib(copied), mib(total)).still;
         assert_eq!(still(0, 0), space_needed(mib(100)), "nothing is known yet");
@@ -258,7 +258,7 @@ mod tests {
             let outcome = needs(rooms).against(others).map_err(|error| error.to_string());
             match expected {
                 None => assert_eq!(outcome, Ok(()), "{row}"),
-                Some(text) => assert!(outcome.as_ref().is_err_and(|said| said.contains(text)), "{row}: {outcome:?}"),
+                Some(text) => assert!(outcome.as_ref().is_err_and(|error| error.contains(text)), "{row}: {outcome:?}"),
             }
         }
     }

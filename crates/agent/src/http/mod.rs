@@ -142,7 +142,7 @@ async fn authorise(
     let is_of_a_move = of_a_move.is_some();
     let mut response = next.run(request).instrument(attempt.unwrap_or(Span::none())).await;
     if is_of_a_move || !response.status().is_success() {
-        response = told_to_people(&agent, response).await;
+        response = rewrite_response(&agent, response).await;
     }
     // The caller may have lost its right to the answer during a long poll.
     agent.enrolment.authorise(pin)?;
@@ -150,14 +150,14 @@ async fn authorise(
 }
 
 /// Rewrites the texts in an answer that people read. Answers that are not JSON, or too long, are passed on unchanged.
-async fn told_to_people(agent: &Agent, response: Response) -> Response {
+async fn rewrite_response(agent: &Agent, response: Response) -> Response {
     let (mut parts, body) = response.into_parts();
     let Ok(bytes) = axum::body::to_bytes(body, ANSWER_BYTES_MAX).await else {
         return (StatusCode::INTERNAL_SERVER_ERROR, "The answer is too long").into_response();
     };
     let body = match serde_json::from_slice::<serde_json::Value>(&bytes) {
         Ok(mut answer) => {
-            agent.told().rewrite(&mut answer);
+            agent.rewriter().rewrite(&mut answer);
             parts.headers.remove(header::CONTENT_LENGTH);
             answer.to_string().into()
         }

@@ -78,7 +78,7 @@ async fn check_storage(State(agent): Shared, bytes: Bytes) -> Answered<Value> {
 
 async fn prepare_storage(State(agent): Shared, Path((job, generation)): Attempt, bytes: Bytes) -> Answered<Value> {
     let ready = agent.prepare(job, generation, body(&bytes, json!({"part": "storage"}))?).await?;
-    Ok(Json(told_ready(Kind::Storage, &ready)))
+    Ok(Json(ready_body(Kind::Storage, &ready)))
 }
 
 async fn ask(
@@ -98,11 +98,11 @@ async fn ask(
                 verb => json!({"verb": verb.replace('-', "_")}),
             };
             let report = agent.act(job, generation, body::<Verb>(&bytes, tags)?).await?;
-            return Ok(Json(told(kind, &report)));
+            return Ok(Json(report_body(kind, &report)));
         }
     };
     let ready = agent.prepare(job, generation, body::<Prepare>(&bytes, json!({"part": part}))?).await?;
-    Ok(Json(told_ready(kind, &ready)))
+    Ok(Json(ready_body(kind, &ready)))
 }
 
 async fn report(
@@ -111,24 +111,24 @@ async fn report(
     Path((job, generation)): Attempt,
     Query(news): Query<News>,
 ) -> Answered<Value> {
-    Ok(Json(told(kind, &agent.report(job, generation, news.after, news.wait()).await?)))
+    Ok(Json(report_body(kind, &agent.report(job, generation, news.after, news.wait()).await?)))
 }
 
-fn told_ready(kind: Kind, ready: &Ready) -> Value {
+fn ready_body(kind: Kind, ready: &Ready) -> Value {
     match ready {
-        Ready::Reported(report) => told(kind, report),
+        Ready::Reported(report) => report_body(kind, report),
         Ready::LiveDestination(_) | Ready::LiveSource(_) | Ready::OfflineDestination(_) => json!(ready),
     }
 }
 
 /// Converts a report to version 1.
-fn told(kind: Kind, report: &Report) -> Value {
-    let mut told = json!(report);
+fn report_body(kind: Kind, report: &Report) -> Value {
+    let mut body = json!(report);
     match (kind, report.stage) {
-        (Kind::Offline | Kind::Storage, Stage::Performing) => told["stage"] = json!("copying"),
-        (Kind::Storage, Stage::Delivered) => told["stage"] = json!("moved"),
+        (Kind::Offline | Kind::Storage, Stage::Performing) => body["stage"] = json!("copying"),
+        (Kind::Storage, Stage::Delivered) => body["stage"] = json!("moved"),
         (Kind::Offline, Stage::Delivered) => {
-            told["stage"] = json!(if report.role == Role::Source { "copied" } else { "defined" });
+            body["stage"] = json!(if report.role == Role::Source { "copied" } else { "defined" });
         }
         _ => {}
     }
@@ -136,7 +136,7 @@ fn told(kind: Kind, report: &Report) -> Value {
         // No server asks here whether the source started the VM at boot.
         let mut more = json!({"files": report.disks, "wire": report.figures.disk_wire, "autostart": false});
         more["remarks"] = report.findings.iter().map(|finding| finding.message.to_string()).collect();
-        told.as_object_mut().expect("a report is one").extend(more.as_object().cloned().unwrap_or_default());
+        body.as_object_mut().expect("a report is one").extend(more.as_object().cloned().unwrap_or_default());
     }
-    told
+    body
 }

@@ -15,7 +15,7 @@ use crate::lock::lock;
 /// The sum over all carriers.
 pub(crate) struct Totals {
     /// What each carrier that runs has told last.
-    told: Mutex<BTreeMap<JobId, Carried>>,
+    reported: Mutex<BTreeMap<JobId, Carried>>,
     bytes: Counter<3>,
     changed_blocks: Counter<1>,
 }
@@ -23,7 +23,7 @@ pub(crate) struct Totals {
 impl Default for Totals {
     fn default() -> Self {
         Self {
-            told: Mutex::default(),
+            reported: Mutex::default(),
             bytes: Counter::new(["role", "channel", "stage"]),
             changed_blocks: Counter::new(["role"]),
         }
@@ -33,13 +33,13 @@ impl Default for Totals {
 impl Totals {
     /// A carrier is started: all that it will carry counts.
     pub(crate) fn begin(&self, job: JobId) {
-        lock(&self.told).insert(job, Carried::default());
+        lock(&self.reported).insert(job, Carried::default());
     }
 
     /// A carrier tells what it has carried. What a carrier had carried before this agent started has been counted already.
     pub(crate) fn add(&self, job: JobId, role: Role, now: Carried) {
-        let mut told = lock(&self.told);
-        let before = told.entry(job).or_insert(now);
+        let mut reported = lock(&self.reported);
+        let before = reported.entry(job).or_insert(now);
         let role = match role {
             Role::Source => "source",
             Role::Destination => "destination",
@@ -62,7 +62,7 @@ impl Totals {
 
     /// A carrier has ended.
     pub(crate) fn end(&self, job: JobId) {
-        lock(&self.told).remove(&job);
+        lock(&self.reported).remove(&job);
     }
 
     /// Writes the metrics.
@@ -96,7 +96,7 @@ mod tests {
         let (totals, started, found) = (Totals::default(), JobId(1), JobId(2));
         let disks = |wire, held| Carried { disks: Stages { wire, held, ..Stages::default() }, ..Carried::default() };
         totals.begin(started);
-        for (job, told, wire, held) in [
+        for (job, carried, wire, held) in [
             (started, disks(10, 1), 10, 1),
             (started, disks(30, 1), 30, 1),
             // An answer that was overtaken.
@@ -105,13 +105,13 @@ mod tests {
             (found, disks(1005, 107), 35, 8),
             (started, disks(31, 1), 36, 8),
         ] {
-            totals.add(job, Role::Source, told);
-            let told = text(&totals);
+            totals.add(job, Role::Source, carried);
+            let text = text(&totals);
             for (stage, value) in [("wire", wire), ("held", held)] {
                 let line = format!(
                     "ferry_agent_carried_bytes_total{{role=\"source\",channel=\"disk\",stage=\"{stage}\"}} {value}\n"
                 );
-                assert!(told.contains(&line), "{line} {told}");
+                assert!(text.contains(&line), "{line} {text}");
             }
         }
         totals.end(started);

@@ -56,9 +56,9 @@ pub(super) async fn launch(
     let (failed, failure) = mpsc::channel(1);
     match launcher {
         Launcher::Process { program, config } => {
-            let (child, said) = spawn(program, config, &path)?;
+            let (child, reason_file) = spawn(program, config, &path)?;
             std::thread::spawn(move || {
-                let _ = failed.try_send(last_words(child, said));
+                let _ = failed.try_send(last_words(child, reason_file));
             });
         }
         Launcher::Task => run_here(&Handle::current(), config, hypervisor, path, failed),
@@ -101,22 +101,22 @@ async fn wait_ready(journal: &Journal, mut failure: mpsc::Receiver<String>) -> R
 /// Starts a carrier process, which creates its own session. It logs to where the agent logs; if it cannot begin, it
 /// writes the reason to a file that is read here.
 fn spawn(program: &Path, config: &Path, journal: &Path) -> Result<(Child, fs::File), AgentError> {
-    let said = journal.with_extension("said");
+    let reason_file = journal.with_extension("said");
     let fault = |path: &Path, source| AgentError::File { path: path.to_owned(), source };
-    fs::write(&said, "").map_err(|error| fault(&said, error))?;
-    let reader = fs::File::open(&said).map_err(|error| fault(&said, error))?;
+    fs::write(&reason_file, "").map_err(|error| fault(&reason_file, error))?;
+    let reader = fs::File::open(&reason_file).map_err(|error| fault(&reason_file, error))?;
     let mut command = Command::new(program);
-    command.arg("carry").arg("--config").arg(config).arg("--journal").arg(journal).arg("--said").arg(&said);
+    command.arg("carry").arg("--config").arg(config).arg("--journal").arg(journal).arg("--said").arg(&reason_file);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let child = command.spawn().map_err(|error| fault(program, error))?;
     Ok((child, reader))
 }
 
 /// Waits for a carrier's end: how it ended, and the reason that it wrote.
-fn last_words(mut child: Child, said: fs::File) -> String {
+fn last_words(mut child: Child, reason_file: fs::File) -> String {
     let status = child.wait();
-    let said = io::read_to_string(said).unwrap_or_default();
-    let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no reason");
+    let reason = io::read_to_string(reason_file).unwrap_or_default();
+    let last = reason.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no reason");
     status.map_or_else(|error| error.to_string(), |status| format!("{last} ({status})"))
 }
 

@@ -163,7 +163,7 @@ pub(super) async fn give(
 
 /// Sends the definition. Ok promises that the destination accepts it, and has recorded what arrived of the VM.
 async fn give_definition(dialer: &Dialer, definition: String) -> Result<(), AgentError> {
-    let told = async {
+    let exchange = async {
         let mut peer = dialer.open(Channel::Definition).await?;
         peer.write_all(definition.as_bytes()).await.map_err(WireError::Peer)?;
         peer.shutdown().await.map_err(WireError::Peer)?;
@@ -175,7 +175,7 @@ async fn give_definition(dialer: &Dialer, definition: String) -> Result<(), Agen
         Ok::<_, WireError>((verdict, String::from_utf8_lossy(&why).into_owned()))
     };
     let fault = |why: String| AgentError::failed(format!("The destination did not take the definition: {why}"));
-    match tokio::time::timeout(DEFINITION_WITHIN, told).await {
+    match tokio::time::timeout(DEFINITION_WITHIN, exchange).await {
         Ok(Ok((0, _))) => Ok(()),
         Ok(Ok((_, why))) => Err(fault(why)),
         Ok(Err(error)) => Err(fault(chain(&error))),
@@ -202,7 +202,7 @@ async fn give_file(
     let mut peer = dialer.open(Channel::File(index)).await.map_err(fault)?;
     let (form, meter) = (Form::of(peer.agreed().version), Arc::<FileMeter>::default());
     let show = |stage: DiskStage| {
-        page.tell(|known| {
+        page.update_report(|known| {
             known.wires[usize::from(index)] = meter.sent();
             let file = &mut known.files[usize::from(index)];
             file.stage = stage;

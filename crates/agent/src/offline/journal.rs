@@ -275,13 +275,13 @@ fn upgraded(mut journal: Value) -> Value {
     if journal.get("stage").is_none() {
         return journal;
     }
-    let told = |text: &Value| {
+    let sentence = |text: &Value| {
         json!({
             "id": "file.kept", "severity": "warns", "object": text, "message": text,
             "fix": "Look what has written to it or uses it, and remove it when nothing needs it",
         })
     };
-    let findings: Vec<Value> = journal["remarks"].as_array().into_iter().flatten().map(told).collect();
+    let findings: Vec<Value> = journal["remarks"].as_array().into_iter().flatten().map(sentence).collect();
     let (stage, error) = (journal["stage"].take(), journal["error"].take());
     let task = &mut journal["task"];
     (task["stage"], task["error"], task["findings"]) = (stage, error, findings.into());

@@ -82,7 +82,7 @@ impl Move {
             attempt::journal::write(&self.folder, changed.job, &changed)?;
             *journal = changed;
             drop(journal);
-            self.tell(|_| {});
+            self.update_report(|_| {});
         }
         Ok(())
     }
@@ -103,7 +103,7 @@ impl Move {
         })
     }
 
-    pub(super) fn tell(&self, change: impl FnOnce(&mut Known)) {
+    pub(super) fn update_report(&self, change: impl FnOnce(&mut Known)) {
         self.known.send_modify(|known| {
             change(known);
             known.sequence += 1;

@@ -43,7 +43,7 @@ impl Shares {
     /// Probes every share. Blocks for seconds if a mount hangs.
     fn look(&self, asks_space: bool) {
         for entry in self.copy() {
-            let trouble = self.is_usable(&entry).err().map(|error| self.told(&entry, error));
+            let trouble = self.is_usable(&entry).err().map(|error| self.finding_for(&entry, error));
             let space = asks_space.then(|| self.driver.space(&entry.source, entry.credentials.as_ref(), &entry.path));
             self.publish(|views| {
                 let Some(view) = views.iter_mut().find(|view| view.id == entry.id) else { return };
@@ -54,7 +54,7 @@ impl Shares {
     }
 
     /// What prevents a share's use. Only the file server can show why a mount does not respond.
-    fn told(&self, entry: &Entry, error: ShareError) -> Finding {
+    fn finding_for(&self, entry: &Entry, error: ShareError) -> Finding {
         // For a login that the server refuses, the kernel reports only "Permission denied".
         let is_vague = matches!(
             error,
@@ -245,32 +245,38 @@ mod tests {
         let waited = Duration::from_secs(5);
         let stuck = || ShareError::Stuck { share: site.source.clone(), at: site.mountpoint.clone(), waited };
         // The server itself works: all that is known is that the mount does not respond.
-        let told = shares.told(&entry, stuck());
-        assert_eq!(told.id, FindingId::ShareUnreachable);
-        assert!(told.message.to_string().contains("gave no answer"), "{told:#?}");
+        let finding = shares.finding_for(&entry, stuck());
+        assert_eq!(finding.id, FindingId::ShareUnreachable);
+        assert!(finding.message.to_string().contains("gave no answer"), "{finding:#?}");
         site.set_up(false);
-        let told = shares.told(&entry, stuck());
-        assert_eq!(told.id, FindingId::ShareUnreachable);
-        assert!(told.message.to_string().contains("NT_STATUS_HOST_UNREACHABLE"), "the server's own answer: {told:#?}");
-        assert!(told.fix.to_string().ends_with("VMs on it wait until then, and continue by themselves"), "{told:#?}");
+        let finding = shares.finding_for(&entry, stuck());
+        assert_eq!(finding.id, FindingId::ShareUnreachable);
+        assert!(
+            finding.message.to_string().contains("NT_STATUS_HOST_UNREACHABLE"),
+            "the server's own answer: {finding:#?}"
+        );
+        assert!(
+            finding.fix.to_string().ends_with("VMs on it wait until then, and continue by themselves"),
+            "{finding:#?}"
+        );
         site.set_up(true);
         site.servers.change(&site.source, |export| export.password = "another".to_owned());
         let reason = "Permission denied".to_owned();
         let unreachable = ShareError::Unreachable { share: site.source.clone(), reason };
-        assert_eq!(shares.told(&entry, unreachable).id, FindingId::SharePassword);
-        let told = shares.told(&entry, stuck());
-        assert_eq!(told.id, FindingId::SharePassword);
+        assert_eq!(shares.finding_for(&entry, unreachable).id, FindingId::SharePassword);
+        let finding = shares.finding_for(&entry, stuck());
+        assert_eq!(finding.id, FindingId::SharePassword);
         assert!(
-            told.fix.to_string().starts_with("Make the file server accept the password of the mount again"),
-            "{told:#?}"
+            finding.fix.to_string().starts_with("Make the file server accept the password of the mount again"),
+            "{finding:#?}"
         );
         // Ferry has no password for an administrator's own mount that could be outdated.
         entry.mode = AttachMode::Adopted;
-        assert!(!shares.told(&entry, stuck()).fix.to_string().contains("attach it with the new password"));
+        assert!(!shares.finding_for(&entry, stuck()).fix.to_string().contains("attach it with the new password"));
         // A path without a mount can be reported without asking the server.
         let (share, at) = (site.source.clone(), site.mountpoint.clone());
         let unmounted = ShareError::NotAMount { share, at, found: "nothing is mounted there".to_owned() };
         let expected = unmounted.finding();
-        assert_eq!(shares.told(&entry, unmounted), expected);
+        assert_eq!(shares.finding_for(&entry, unmounted), expected);
     }
 }

@@ -173,7 +173,7 @@ impl StorageMoves {
                 return Err(refused(FindingId::JobPastPivot, job, Message::DisksSwitching, ByHand::WaitThenMoveBack));
             }
         }
-        known.say(new_files::that_stay(&*self.hypervisor, &known.journal())?)
+        known.add_findings(new_files::that_stay(&*self.hypervisor, &known.journal())?)
     }
 
     /// Removes the old files, unless they must stay or are in use. Blocks. Repeating it is safe.
@@ -202,10 +202,15 @@ impl StorageMoves {
             None => None,
         };
         if !request.keep_source {
-            known.say(old_files::remove(&*self.hypervisor, &journal, facts.as_ref(), definition.as_deref())?)?;
+            known.add_findings(old_files::remove(
+                &*self.hypervisor,
+                &journal,
+                facts.as_ref(),
+                definition.as_deref(),
+            )?)?;
         }
         if let Some(definition) = &definition {
-            known.say(keep_definition(&journal, facts.as_ref(), definition, request.keep_source))?;
+            known.add_findings(keep_definition(&journal, facts.as_ref(), definition, request.keep_source))?;
         }
         made_to_fail("agent-storage-removed")?;
         known.write(|journal| journal.state = State::Confirmed)

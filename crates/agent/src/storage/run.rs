@@ -155,12 +155,12 @@ impl Move {
             let Journal { state, findings, .. } = &page.journal;
             (state.reported(), state.error().cloned(), findings.clone())
         };
-        self.tell(|report| (report.stage, report.error, report.findings) = (stage, error, findings));
+        self.update_report(|report| (report.stage, report.error, report.findings) = (stage, error, findings));
         Ok(())
     }
 
     /// Adds findings for people. They are on disk when this returns.
-    pub(super) fn say(&self, findings: Vec<Finding>) -> Result<(), AgentError> {
+    pub(super) fn add_findings(&self, findings: Vec<Finding>) -> Result<(), AgentError> {
         self.write(|journal| {
             for finding in findings {
                 if !journal.findings.contains(&finding) {
@@ -170,7 +170,7 @@ impl Move {
         })
     }
 
-    fn tell(&self, change: impl FnOnce(&mut Report)) {
+    fn update_report(&self, change: impl FnOnce(&mut Report)) {
         self.news.send_if_modified(|report| {
             let mut changed = report.clone();
             change(&mut changed);
@@ -382,7 +382,7 @@ impl Move {
                 (Some(_) | None, None) | (None, Some(_)) => DiskNow::Elsewhere,
             };
             let after = if now == DiskNow::New { file::allocated(&disk.to).unwrap_or_default() } else { ByteCount(0) };
-            self.tell(|report| {
+            self.update_report(|report| {
                 let progress = &mut report.disks[index];
                 progress.stage = match now {
                     DiskNow::Copying => DiskStage::Copying,

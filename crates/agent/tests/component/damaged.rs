@@ -35,11 +35,11 @@ async fn an_agent_with_damaged_files_starts_and_tells_of_each() {
     let Site { hosts, key, .. } = &mut site;
     hosts[0].restart_agent(key).await;
 
-    let told = damaged(&site).await;
-    let objects: BTreeSet<PathBuf> = told.iter().map(|finding| PathBuf::from(&finding.object)).collect();
-    assert_eq!(objects, files.iter().map(|file| aside(file)).collect(), "{told:#?}");
+    let findings = damaged(&site).await;
+    let objects: BTreeSet<PathBuf> = findings.iter().map(|finding| PathBuf::from(&finding.object)).collect();
+    assert_eq!(objects, files.iter().map(|file| aside(file)).collect(), "{findings:#?}");
     for (file, words) in [("journal/7.json", "`ferry job show 7`"), ("shares.json", "ferry share attach")] {
-        let of = told.iter().find(|finding| finding.object == aside(file).display().to_string()).expect("told");
+        let of = findings.iter().find(|finding| finding.object == aside(file).display().to_string()).expect("told");
         assert!(of.fix.to_string().contains(words), "{of:?}");
     }
     for file in files {

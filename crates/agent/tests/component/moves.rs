@@ -137,17 +137,17 @@ async fn what_carriers_have_carried_is_told_to_prometheus_by_stage() {
     site.follow(&job).await;
     site.finish(&job, false).await;
     for (host, role) in [(0, "source"), (1, "destination")] {
-        let told = scraped(&site.hosts[host].agent).await;
+        let metrics = scraped(&site.hosts[host].agent).await;
         let value = |channel: &str, stage: &str| {
             let labels = format!("role=\"{role}\",channel=\"{channel}\",stage=\"{stage}\"");
-            told.value(&format!("ferry_agent_carried_bytes_total{{{labels}}}"))
+            metrics.value(&format!("ferry_agent_carried_bytes_total{{{labels}}}"))
         };
         for (channel, mib) in [("memory", 4), ("disk", 1)] {
             let (plain, wire) = (value(channel, "plain"), value(channel, "wire"));
-            assert!(plain >= f64::from(mib << 20) && wire > plain, "{role} {channel}: {told:?}");
+            assert!(plain >= f64::from(mib << 20) && wire > plain, "{role} {channel}: {metrics:?}");
         }
-        let changed = told.value(&format!("ferry_agent_changed_blocks_total{{role=\"{role}\"}}"));
-        assert_eq!((told.value("ferry_agent_carriers"), changed), (0.0, 0.0), "{told:?}");
+        let changed = metrics.value(&format!("ferry_agent_changed_blocks_total{{role=\"{role}\"}}"));
+        assert_eq!((metrics.value("ferry_agent_carriers"), changed), (0.0, 0.0), "{metrics:?}");
     }
     site.assert_settled(vm, 1);
 }
@@ -470,8 +470,8 @@ async fn a_hold_is_not_released_by_hand_while_libvirt_moves_the_vm() {
     site.prepare(&job).await;
     site.perform(&job).await;
     reached(&pass).await;
-    let said = release_hold(&source.config, &*source.hypervisor, "web01").expect_err("it moves").to_string();
-    assert!(said.contains("web01") && source.holds(vm), "{said}");
+    let refused = release_hold(&source.config, &*source.hypervisor, "web01").expect_err("it moves").to_string();
+    assert!(refused.contains("web01") && source.holds(vm), "{refused}");
     pass.release();
     site.follow(&job).await;
     site.finish(&job, false).await;
@@ -687,8 +687,9 @@ async fn why_a_vm_that_was_handed_over_does_not_run_is_told_until_it_does() {
     two.hypervisor.faults().fail_always(Point::Resume, "its disk is not there");
     site.prepare(&job).await;
     site.perform(&job).await;
-    let told = |report: &Report| report.error.as_deref().is_some_and(|why| why.contains("its disk is not there"));
-    let report = site.wait_report(&job, 1, told).await;
+    let has_no_disk =
+        |report: &Report| report.error.as_deref().is_some_and(|why| why.contains("its disk is not there"));
+    let report = site.wait_report(&job, 1, has_no_disk).await;
     assert_eq!((report.stage, report.presence), (Stage::Delivered, Presence::Arrived));
     assert_eq!(
         refusal(two.client.ask(job.attempt, Verb::Abort).await),

@@ -398,7 +398,7 @@ async fn a_file_that_is_written_to_fails_the_copy_or_stays() {
     let body = ConfirmRequest { autostart: true, keep_source: false };
     lot.destination().client.ask(attempt(2), Verb::Confirm(body)).await.expect("confirmed");
     let report = lot.source().client.ask(attempt(2), Verb::Confirm(body)).await.expect("confirmed");
-    let said: Vec<String> = report.findings.iter().map(|finding| finding.message.to_string()).collect();
-    assert!(said.len() == 1 && said[0].contains("VM web01 stays: something has written to it"), "{said:?}");
+    let messages: Vec<String> = report.findings.iter().map(|finding| finding.message.to_string()).collect();
+    assert!(messages.len() == 1 && messages[0].contains("VM web01 stays: something has written to it"), "{messages:?}");
     assert!(lot.old().exists() && !lot.source().knows(lot.vm));
 }

@@ -83,7 +83,7 @@ impl Board {
     }
 
     /// Changes the state and notifies readers.
-    pub(super) fn tell(&self, change: impl FnOnce(&mut Known)) {
+    pub(super) fn update(&self, change: impl FnOnce(&mut Known)) {
         self.change(|known| {
             change(known);
             true

@@ -154,8 +154,8 @@ mod tests {
     #[test]
     fn a_request_of_another_version_is_refused_before_it_is_read() {
         let line = |version: u32, ask: &str| format!("{{\"version\": {version}, \"ask\": \"{ask}\"}}");
-        let told = understood(&line(CONTROL_VERSION, "abort")).expect("a request");
-        assert_eq!(told.expect("of this version"), Ask::Abort);
+        let request = understood(&line(CONTROL_VERSION, "abort")).expect("a request");
+        assert_eq!(request.expect("of this version"), Ask::Abort);
         for (version, ask) in [(2, "abort"), (2, "something new"), (0, "abort")] {
             let finding = understood(&line(version, ask)).expect("a request").expect_err("of another version");
             let both = finding.message.to_string().contains("version 1")

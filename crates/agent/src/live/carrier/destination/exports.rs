@@ -64,7 +64,7 @@ impl ImageCatalog for Files {
         if let Some(control) = control {
             control.send_now(Message::GaveUp { reason: reason.clone() });
         }
-        self.shared.board.tell(|known| known.error = Some(reason));
+        self.shared.board.update(|known| known.error = Some(reason));
     }
 }
 

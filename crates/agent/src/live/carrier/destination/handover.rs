@@ -70,7 +70,7 @@ pub(super) async fn resume(shared: &Shared, control: Option<&ControlSender>) {
     let downtime_ms = downtime.map_or(0, |downtime| downtime.as_millis() as u64);
     info!(downtime_ms, "The VM runs here");
     let wire = ferry_core::units::ByteCount(shared.meters.wire());
-    board.tell(|known| {
+    board.update(|known| {
         known.stage = Stage::Resumed;
         known.error = None;
         known.state.resumed = true;
@@ -82,7 +82,7 @@ pub(super) async fn resume(shared: &Shared, control: Option<&ControlSender>) {
     }
     let vm = board.vm;
     let stats = call(&board.hypervisor, move |hypervisor| hypervisor.completed_stats(vm)).await.ok().flatten();
-    board.tell(|known| known.state.figures.qemu_downtime_ms = stats.map_or(0, |stats| stats.downtime_ms));
+    board.update(|known| known.state.figures.qemu_downtime_ms = stats.map_or(0, |stats| stats.downtime_ms));
     board.write_down().await;
 }
 
@@ -143,8 +143,11 @@ mod tests {
     #[test]
     fn a_vm_that_cannot_be_run_yet_is_said_to_be_that() {
         for (error, reason) in [(Some("no lock".to_owned()), "no lock"), (None, "Aborted")] {
-            let told = not_resumed(VmId(uuid::Uuid::nil()), "web01", Stage::Aborted, error);
-            assert!(told.id == FindingId::VmNotResumed && told.message.to_string().ends_with(reason), "{told:?}");
+            let finding = not_resumed(VmId(uuid::Uuid::nil()), "web01", Stage::Aborted, error);
+            assert!(
+                finding.id == FindingId::VmNotResumed && finding.message.to_string().ends_with(reason),
+                "{finding:?}"
+            );
         }
     }
 }

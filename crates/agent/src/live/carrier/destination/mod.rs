@@ -185,7 +185,7 @@ async fn hear(mut control: Control, shared: Arc<Shared>) {
                 shared.board.spawn(handed_over(Arc::clone(&shared), sender.clone()));
             }
             Message::GaveUp { reason } => {
-                shared.board.tell(|known| {
+                shared.board.update(|known| {
                     if known.stage == Stage::Performing || known.stage == Stage::Prepared {
                         known.stage = Stage::Failed;
                         known.error = Some(format!("The source gave up: {reason}"));
@@ -203,7 +203,7 @@ async fn hear(mut control: Control, shared: Arc<Shared>) {
         warn!(
             "The control connection from the source is gone; a complete copy stays paused here until it is known who has it"
         );
-        board.tell(|known| known.error = Some("The connection to the source's carrier is gone".to_owned()));
+        board.update(|known| known.error = Some("The connection to the source's carrier is gone".to_owned()));
         shared.cut.send_replace(true);
     }
 }

@@ -23,9 +23,9 @@ use super::state::Shared;
 use crate::lock::lock;
 
 /// Queued pieces of the report: each covers at most 64 MiB of data.
-const TOLD_PIECES: usize = 4;
+const QUEUED_PIECES: usize = 4;
 /// While a file is read, the source receives something at least this often, so that it does not wait for a dead peer.
-const TOLD_EVERY: Duration = Duration::from_secs(1);
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// Reports the content of a disk's file to the source while reading it.
 pub(super) async fn report_partial(index: u16, mut peer: Connection, shared: Arc<Shared>) {
@@ -33,7 +33,7 @@ pub(super) async fn report_partial(index: u16, mut peer: Connection, shared: Arc
     let Some(incoming_disk) = shared.incoming_disks.get(place).cloned() else { return };
     let Some(partial) = incoming_disk.life.partial() else { return };
     let (key, disk, begun) = (ContentKey(partial.key.0), incoming_disk.device.clone(), Instant::now());
-    let (told, mut to_tell) = mpsc::channel(TOLD_PIECES);
+    let (sender, mut pieces) = mpsc::channel(QUEUED_PIECES);
     let known = Arc::clone(&shared);
     let reading = tokio::task::spawn_blocking(move || {
         let found = |data| {
@@ -43,11 +43,11 @@ pub(super) async fn report_partial(index: u16, mut peer: Connection, shared: Arc
                 *content = ImageContent::Partial { key, data: Some(data) };
             }
         };
-        read(&incoming_disk.path, incoming_disk.format, key, found, |piece| told.blocking_send(piece).is_ok())
+        read(&incoming_disk.path, incoming_disk.format, key, found, |piece| sender.blocking_send(piece).is_ok())
     });
     let mut bytes = 0;
     let telling = async {
-        while let Some(piece) = to_tell.recv().await {
+        while let Some(piece) = pieces.recv().await {
             bytes += piece.len();
             peer.write_all(&piece).await?;
             peer.flush().await?;
@@ -56,7 +56,7 @@ pub(super) async fn report_partial(index: u16, mut peer: Connection, shared: Arc
     };
     let outcome = telling.await;
     // The receiver is gone: the rest of the file is not read.
-    drop(to_tell);
+    drop(pieces);
     let read = reading.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
     match outcome.and(read) {
         Ok(()) => info!(disk, bytes, took_ms = begun.elapsed().as_millis() as u64, "The source knows what is here"),
@@ -65,7 +65,7 @@ pub(super) async fn report_partial(index: u16, mut peer: Connection, shared: Arc
 }
 
 /// Reads the content of an image that has no writer. Reports first the ranges of its data (start, end), then the bytes
-/// of its index ([`ContentIndex::encode`]) piece by piece, until `tell` returns that the receiver is gone. Blocks for as
+/// of its index ([`ContentIndex::encode`]) piece by piece, until `send` returns that the receiver is gone. Blocks for as
 /// long as reading takes.
 ///
 /// # Errors
@@ -75,27 +75,27 @@ fn read(
     format: DiskFormat,
     key: ContentKey,
     found: impl FnOnce(Vec<(u64, u64)>),
-    mut tell: impl FnMut(Vec<u8>) -> bool,
+    mut send: impl FnMut(Vec<u8>) -> bool,
 ) -> io::Result<()> {
     let extents = image::extents(path, format)?;
     let file = fs::File::open(path)?;
     found(extents.iter().map(|extent| (extent.start, extent.start + extent.length)).collect());
-    let mut is_heard = tell(ContentIndex::new(key).encode());
-    let (mut index, mut blocks, mut told_at) = (ContentIndex::new(key), 0, Instant::now());
+    let mut is_open = send(ContentIndex::new(key).encode());
+    let (mut index, mut blocks, mut reported_at) = (ContentIndex::new(key), 0, Instant::now());
     // A block consists of all parts that overlap it, with zeroes between them.
     let (mut number, mut block) = (None, vec![0; BLOCK_BYTES as usize]);
     for extent in &extents {
         let (mut at, end) = (extent.start, extent.start + extent.length);
-        while at < end && is_heard {
+        while at < end && is_open {
             let here = at / BLOCK_BYTES;
             if number != Some(here) {
                 if let Some(number) = number.replace(here) {
                     index.insert(number, &block);
                     blocks += 1;
                 }
-                if blocks >= RUN_BLOCKS_MAX || (blocks > 0 && told_at.elapsed() >= TOLD_EVERY) {
-                    is_heard = tell(index.runs());
-                    (index, blocks, told_at) = (ContentIndex::new(key), 0, Instant::now());
+                if blocks >= RUN_BLOCKS_MAX || (blocks > 0 && reported_at.elapsed() >= REPORT_EVERY) {
+                    is_open = send(index.runs());
+                    (index, blocks, reported_at) = (ContentIndex::new(key), 0, Instant::now());
                 }
                 block.fill(0);
             }
@@ -107,7 +107,7 @@ fn read(
     }
     if let Some(number) = number {
         index.insert(number, &block);
-        tell(index.runs());
+        send(index.runs());
     }
     Ok(())
 }
@@ -135,11 +135,11 @@ mod tests {
 
     fn looked(path: &Path, format: DiskFormat) -> (Vec<(u64, u64)>, ContentIndex) {
         let (mut data, mut bytes) = (Vec::new(), Vec::new());
-        let tell = |piece: Vec<u8>| {
+        let send = |piece: Vec<u8>| {
             bytes.extend(piece);
             true
         };
-        read(path, format, KEY, |found| data = found, tell).expect("read");
+        read(path, format, KEY, |found| data = found, send).expect("read");
         (data, ContentIndex::decode(&bytes).expect("whole"))
     }
 
@@ -182,12 +182,12 @@ mod tests {
         let file = fs::File::options().write(true).open(&disk.path).expect("there");
         file.write_all_at(&vec![7; 200 << 20], 0).expect("written");
         let mut pieces = 0;
-        let tell = |piece: Vec<u8>| {
+        let send = |piece: Vec<u8>| {
             assert!(piece.len() <= 12 + 16 * RUN_BLOCKS_MAX);
             pieces += 1;
             pieces < 2
         };
-        read(&disk.path, disk.format, KEY, |_| {}, tell).expect("read");
+        read(&disk.path, disk.format, KEY, |_| {}, send).expect("read");
         assert!(pieces <= 3, "{pieces} pieces");
         assert_eq!(looked(&disk.path, disk.format).1.blocks(), 3200);
     }

@@ -109,7 +109,7 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
     }
     error!(reason, "The VM is not taken over; the source keeps it");
     // Recorded first: a definition without a process would otherwise look like a VM that has run here.
-    board.tell(|known| known.state.given_up = true);
+    board.update(|known| known.state.given_up = true);
     board.write_down().await;
     // Before the source is informed: it needs the disks that this copy may hold in order to continue.
     let ended = call(&board.hypervisor, move |hypervisor| {
@@ -120,7 +120,7 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
         warn!(error = %chain(&error), "The copy that cannot run could not be ended yet");
     }
     // The source reports the end of the move, with the text of the reply.
-    board.tell(|known| known.error = Some(reason.clone()));
+    board.update(|known| known.error = Some(reason.clone()));
     Err(reason)
 }
 
@@ -150,7 +150,7 @@ mod tests {
             path: path.into(),
             reason: "Failed to get \"write\" lock".to_owned(),
         };
-        let told = describe("web01", &[refused("vda", "/srv/a.raw"), refused("", "/srv/base.qcow2")]);
+        let reason = describe("web01", &[refused("vda", "/srv/a.raw"), refused("", "/srv/base.qcow2")]);
         for words in [
             "web01",
             "vda (/srv/a.raw): Failed to get \"write\" lock",
@@ -158,7 +158,7 @@ mod tests {
             "`fuser -v /srv/a.raw`",
             "nobrl",
         ] {
-            assert!(told.contains(words), "{words}: {told}");
+            assert!(reason.contains(words), "{words}: {reason}");
         }
     }
 }

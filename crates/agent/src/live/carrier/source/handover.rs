@@ -120,7 +120,7 @@ fn hand_over(shared: &Arc<Shared>) {
     }
     shared.control.send_now(Message::HandedOver);
     let board = Arc::clone(&shared.board);
-    board.tell(|known| known.state.finish_delivered = true);
+    board.update(|known| known.state.finish_delivered = true);
     shared.board.spawn(async move { board.write_down().await });
 }
 
@@ -151,7 +151,7 @@ pub(super) async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Resu
     };
     let (wire, disk_wire) = (ByteCount(shared.meters.wire()), ByteCount(shared.meters.disks.wire()));
     if delivered {
-        board.tell(|known| {
+        board.update(|known| {
             known.stage = Stage::Delivered;
             for disk in &mut known.disks {
                 disk.stage = DiskStage::Moved;
@@ -164,7 +164,7 @@ pub(super) async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Resu
         give_up(shared, error).await;
     }
     let stats = call(&board.hypervisor, move |hypervisor| hypervisor.completed_stats(vm)).await.ok().flatten();
-    board.tell(|known| {
+    board.update(|known| {
         let (sent, iterations) = match (stats, known.progress) {
             (Some(stats), _) => (stats.memory_processed, stats.iteration),
             (None, Some(last)) => (last.sent, last.iteration),
@@ -210,7 +210,7 @@ async fn give_up(shared: &Arc<Shared>, error: HypervisorError) {
         None => format!("{}{broken}; {whereabouts}", chain(&error)),
     };
     shared.control.send_now(Message::GaveUp { reason: reason.clone() });
-    board.tell(|known| {
+    board.update(|known| {
         known.stage = if aborted && limit.is_none() { Stage::Aborted } else { Stage::Failed };
         known.error = Some(reason);
     });
@@ -226,7 +226,7 @@ async fn give_up(shared: &Arc<Shared>, error: HypervisorError) {
 
 /// Records that the copy at the destination is outdated from now on. It is on disk when this returns.
 async fn note_that_it_runs_on(board: &Board) {
-    board.tell(|known| known.state.ran_on = true);
+    board.update(|known| known.state.ran_on = true);
     board.write_down().await;
 }
 

@@ -127,7 +127,7 @@ impl Source {
             _watch: Mutex::new(watch),
         });
         let board = &shared.board;
-        board.tell(|known| {
+        board.update(|known| {
             let waiting = |disk: &MigratedDisk| DiskProgress { device: disk.device.clone(), ..DiskProgress::default() };
             known.disks = shared.request.disks.iter().map(waiting).collect();
         });
@@ -286,13 +286,13 @@ mod tests {
         use Stage::{Aborted, Confirmed, Delivered, Failed, Performing, Prepared, Resumed};
         for stage in [Prepared, Performing, Delivered, Resumed, Confirmed, Failed, Aborted] {
             for delivered in [false, true] {
-                let told = aborted(VmId(Uuid::nil()), stage, delivered).err().map(|finding| finding.id);
+                let found = aborted(VmId(Uuid::nil()), stage, delivered).err().map(|finding| finding.id);
                 let expected = match stage {
                     Failed | Aborted => delivered.then_some(FindingId::JobPastPivot),
                     Delivered | Resumed | Confirmed => Some(FindingId::JobPastPivot),
                     Prepared | Performing => Some(FindingId::JobUndecided),
                 };
-                assert_eq!(told, expected, "{stage:?} {delivered}");
+                assert_eq!(found, expected, "{stage:?} {delivered}");
             }
         }
     }

@@ -56,7 +56,7 @@ pub(super) async fn show_progress(shared: &Shared, started: Instant) -> ! {
             // The time limit applies to memory: disks take as long as they need while they make progress.
             *lock(&shared.limited_from) = Instant::now();
         }
-        board.tell(|known| {
+        board.update(|known| {
             known.progress = Some(progress(known.progress, &stats, rest, wire, started));
             for (disk, looked) in known.disks.iter_mut().zip(looked) {
                 disk_progress(disk, looked);

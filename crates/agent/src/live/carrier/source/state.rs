@@ -61,7 +61,7 @@ pub(super) struct Shared {
 pub(super) async fn end(shared: &Shared, reason: String) {
     if !shared.aborting.swap(true, Ordering::SeqCst) {
         warn!(reason, "The move is ended");
-        shared.board.tell(|known| known.error = Some(reason));
+        shared.board.update(|known| known.error = Some(reason));
     }
     ask_to_abort(&shared.board).await;
 }

@@ -14,14 +14,14 @@ const FOR_PEOPLE: [&str; 9] = ["title", "detail", "object", "message", "fix", "e
 
 /// What to replace.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Told {
+pub(crate) struct TextRewriter {
     /// Mount points, here or on the other host of a move, and the names that users know.
     pub(crate) mounts: Vec<(PathBuf, ShareSource)>,
     /// VMs by name.
     pub(crate) names: Vec<(VmId, String)>,
 }
 
-impl Told {
+impl TextRewriter {
     /// Rewrites every text for people in a JSON answer.
     pub(crate) fn rewrite(&self, answer: &mut Value) {
         match answer {
@@ -87,33 +87,33 @@ impl Told {
             self.mounts.iter().map(|(mount, source)| (format!("{}/", mount.display()), source)).collect();
         // The innermost mount determines the name of a path.
         mounts.sort_by_key(|(mount, _)| std::cmp::Reverse(mount.len()));
-        let mut told = String::new();
+        let mut rewritten = String::new();
         let mut rest = text;
         let mut before = None;
         while let Some(next) = rest.chars().next() {
             // A path starts where it does not continue another.
             let begins =
                 next == '/' && !before.is_some_and(|before: char| before.is_alphanumeric() || "/._-".contains(before));
-            let held = mounts
+            let found = mounts
                 .iter()
                 .filter(|_| begins)
                 .find_map(|(mount, source)| rest.strip_prefix(mount.as_str()).map(|inside| (inside, source)));
-            match held {
+            match found {
                 Some((inside, source)) => {
                     let end = inside.find(|each: char| each.is_whitespace() || "'\"`,;:()".contains(each));
                     let (path, after) = inside.split_at(end.unwrap_or(inside.len()));
-                    told += &source.written(path);
+                    rewritten += &source.written(path);
                     before = path.chars().last().or(Some('/'));
                     rest = after;
                 }
                 None => {
-                    told.push(next);
+                    rewritten.push(next);
                     before = Some(next);
                     rest = &rest[next.len_utf8()..];
                 }
             }
         }
-        self.named(&told)
+        self.named(&rewritten)
     }
 }
 
@@ -123,9 +123,9 @@ mod tests {
 
     use super::*;
 
-    fn told() -> Told {
+    fn rewriter() -> TextRewriter {
         let source = |text: &str| text.parse::<ShareSource>().expect("well formed");
-        Told {
+        TextRewriter {
             mounts: vec![
                 ("/srv/ferry/a".into(), source(r"\\fs1.ferry.test\vms")),
                 ("/srv/ferry/a/deep".into(), source("nfs://fs2.ferry.test/deep")),
@@ -151,10 +151,10 @@ mod tests {
             ("Look with `fuser -v /srv/ferry/a/x.raw`", "Look with `fuser -v /srv/ferry/a/x.raw`".to_owned()),
             ("größer als /srv/ferry/a/ü.raw", r"größer als \\fs1.ferry.test\vms\ü.raw".to_owned()),
         ] {
-            assert_eq!(told().text(text), expected);
+            assert_eq!(rewriter().text(text), expected);
         }
-        assert_eq!(told().text(&format!("Could not start VM {vm}: no")), "Could not start VM web01: no");
-        assert_eq!(told().text(&format!("Try `virsh start {vm}`")), "Try `virsh start web01`");
+        assert_eq!(rewriter().text(&format!("Could not start VM {vm}: no")), "Could not start VM web01: no");
+        assert_eq!(rewriter().text(&format!("Try `virsh start {vm}`")), "Try `virsh start web01`");
     }
 
     #[test]
@@ -171,7 +171,7 @@ mod tests {
             "remarks": [path],
             "disks": [{"to": path}],
         });
-        told().rewrite(&mut answer);
+        rewriter().rewrite(&mut answer);
         let shown = r"\\fs1.ferry.test\vms\x.raw";
         assert_eq!(answer["findings"][0]["fix_says"]["args"]["file"], path, "it stands in a command");
         assert_eq!(answer["mounts"][0]["path"], path);
