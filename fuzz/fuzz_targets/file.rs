@@ -18,7 +18,7 @@ use tokio::{
 };
 
 /// Limit of what one end sends: hashes of its blocks, or all of its file.
-const SAID_BYTES_MAX: usize = 16 * BLOCK_BYTES as usize;
+const ANSWER_BYTES_MAX: usize = 16 * BLOCK_BYTES as usize;
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(1).build().expect("a runtime")
@@ -32,7 +32,7 @@ fuzz_target!(|bytes: &[u8]| {
     let file = file(if kind & 4 == 0 { length } else { 0 }, *content);
     let kept = file.try_clone().expect("cloned");
     RUNTIME.block_on(async {
-        let (mut ours, mut theirs) = duplex(SAID_BYTES_MAX + peer.len());
+        let (mut ours, mut theirs) = duplex(ANSWER_BYTES_MAX + peer.len());
         theirs.write_all(peer).await.expect("there is room");
         theirs.shutdown().await.expect("it is open");
         let meter = Arc::default();
@@ -43,11 +43,11 @@ fuzz_target!(|bytes: &[u8]| {
             _ => (compare(&mut ours, form, file, length, meter).await, true),
         };
         drop(ours);
-        let mut said = Vec::new();
-        theirs.read_to_end(&mut said).await.expect("it ended");
+        let mut answers = Vec::new();
+        theirs.read_to_end(&mut answers).await.expect("it ended");
         if takes && outcome.is_ok() {
             assert_eq!(kept.metadata().expect("there").len(), length);
-            assert_eq!(said.last(), Some(&0), "the source hears that it has arrived");
+            assert_eq!(answers.last(), Some(&0), "the source hears that it has arrived");
         }
         if kind & 3 == 3 {
             let before = if kind & 4 == 0 { length } else { 0 };

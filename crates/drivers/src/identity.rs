@@ -103,20 +103,20 @@ impl InUse {
             let system = holding(&mounts, path).map(|mount| shown(mount).0).unwrap_or_default();
             by_system.entry(system).or_default().push(path.clone());
         }
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let mut silent: BTreeSet<String> = by_system.keys().cloned().collect();
         for (system, paths) in by_system {
-            let (tell, mounts) = (tell.clone(), mounts.clone());
+            let (sender, mounts) = (sender.clone(), mounts.clone());
             let look = move || {
                 let found: io::Result<Vec<_>> = paths.iter().map(|path| Identity::of(&mounts, path)).collect();
-                let _ = tell.send((system, found));
+                let _ = sender.send((system, found));
             };
             thread::Builder::new().name("files-in-use".to_owned()).spawn(look)?;
         }
-        drop(tell);
+        drop(sender);
         let (until, mut known) = (Instant::now() + LOOK_WITHIN, Vec::new());
         // Until all file systems have answered, or the time is over.
-        while let Ok((system, found)) = told.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        while let Ok((system, found)) = receiver.recv_timeout(until.saturating_duration_since(Instant::now())) {
             match found {
                 Ok(found) => {
                     silent.remove(&system);

@@ -102,14 +102,14 @@ impl Holder {
             .spawn()
             .map_err(host("run qemu-io (Debian package qemu-utils)"))?;
         let mut holder = Self { path: path.to_owned(), tool };
-        holder.say(&format!("write -P {HELD} 0 {BLOCK}\nflush\n"))?;
+        holder.send(&format!("write -P {HELD} 0 {BLOCK}\nflush\n"))?;
         let path = holder.path.clone();
         let written = wait_until(|| holder.has_ended() || block(&path).is_ok_and(|read| read == [HELD; BLOCK]));
         if written && !holder.has_ended() {
             return Ok(holder);
         }
-        let said = holder.end()?;
-        Err(LockTrialError::Fails(format!("a first write failed: {said}")))
+        let failure = holder.end()?;
+        Err(LockTrialError::Fails(format!("a first write failed: {failure}")))
     }
 
     /// Writes once more after another host has opened the image, and closes it.
@@ -118,20 +118,20 @@ impl Holder {
     /// [`LockTrialError::Fails`] if the file does not contain the write afterwards.
     pub fn let_go(mut self) -> Result<(), LockTrialError> {
         // If the tool is gone, the check of the file below reports it.
-        let _ = self.say(&format!("write -P {LET_GO} 0 {BLOCK}\nflush\nquit\n"));
+        let _ = self.send(&format!("write -P {LET_GO} 0 {BLOCK}\nflush\nquit\n"));
         let path = self.path.clone();
-        let said = self.end()?;
+        let failure = self.end()?;
         match block(&path) {
             Ok(read) if read == [LET_GO; BLOCK] => Ok(()),
             Ok(_) => Err(LockTrialError::Fails(format!(
                 "a QEMU that has an image open may not write its first sector any more as soon as another host has opened \
-                 it: {said}"
+                 it: {failure}"
             ))),
             Err(error) => Err(host(format!("read {}", path.display()))(error)),
         }
     }
 
-    fn say(&mut self, commands: &str) -> Result<(), LockTrialError> {
+    fn send(&mut self, commands: &str) -> Result<(), LockTrialError> {
         let pipe = self.tool.stdin.as_mut().expect("stdin is a pipe, and is taken only at the end");
         pipe.write_all(commands.as_bytes()).and_then(|()| pipe.flush()).map_err(host("speak to qemu-io"))
     }

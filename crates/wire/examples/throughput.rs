@@ -139,8 +139,8 @@ fn carrier() -> Result<Handle, Fault> {
 
 /// How long a carrier's thread has used a processor, in seconds.
 async fn busy(carrier: &Handle) -> Result<f64, Fault> {
-    let told = carrier.spawn(async { std::fs::read_to_string("/proc/thread-self/schedstat") }).await??;
-    Ok(told.split(' ').next().unwrap_or_default().parse::<f64>()? / 1e9)
+    let text = carrier.spawn(async { std::fs::read_to_string("/proc/thread-self/schedstat") }).await??;
+    Ok(text.split(' ').next().unwrap_or_default().parse::<f64>()? / 1e9)
 }
 
 /// Two carriers over TLS; the sockets at their two ends.

@@ -298,16 +298,16 @@ pub async fn introduce<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, hello:
     if length > ANSWER_BYTES_MAX {
         return bad("a length out of bounds".to_owned());
     }
-    let mut said = vec![0; usize::from(length)];
-    stream.read_exact(&mut said).await.map_err(WireError::Peer)?;
+    let mut body = vec![0; usize::from(length)];
+    stream.read_exact(&mut body).await.map_err(WireError::Peer)?;
     if version == 0 {
-        return Err(WireError::Refused(String::from_utf8_lossy(&said).into_owned()));
+        return Err(WireError::Refused(String::from_utf8_lossy(&body).into_owned()));
     }
     if !(hello.version_min..=hello.version_max).contains(&version) {
         return bad(format!("version {version}, which was not offered"));
     }
-    let told = if version >= VERSION_OF_ABILITIES { Abilities::decode(&said) } else { Some(Abilities::default()) };
-    match told {
+    let theirs = if version >= VERSION_OF_ABILITIES { Abilities::decode(&body) } else { Some(Abilities::default()) };
+    match theirs {
         Some(peer) => Ok(Agreed { version, terms: hello.terms, peer }),
         None => bad("no abilities".to_owned()),
     }
@@ -329,16 +329,16 @@ pub async fn listen<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Hello, Hello
 /// [`WireError::Peer`].
 pub async fn answer<S: AsyncWrite + Unpin>(stream: &mut S, answer: Result<u16, &str>) -> Result<(), WireError> {
     let abilities = Abilities::ours().encode();
-    let (version, said) = match answer {
+    let (version, body) = match answer {
         Ok(version) if version >= VERSION_OF_ABILITIES => (version, &abilities[..]),
         Ok(version) => (version, &[][..]),
         Err(reason) => (0, reason.as_bytes()),
     };
-    let said = &said[..said.len().min(usize::from(ANSWER_BYTES_MAX))];
-    let mut bytes = Vec::with_capacity(4 + said.len());
+    let body = &body[..body.len().min(usize::from(ANSWER_BYTES_MAX))];
+    let mut bytes = Vec::with_capacity(4 + body.len());
     bytes.extend_from_slice(&version.to_le_bytes());
-    bytes.extend_from_slice(&(said.len() as u16).to_le_bytes());
-    bytes.extend_from_slice(said);
+    bytes.extend_from_slice(&(body.len() as u16).to_le_bytes());
+    bytes.extend_from_slice(body);
     stream.write_all(&bytes).await.map_err(WireError::Peer)?;
     stream.flush().await.map_err(WireError::Peer)
 }
@@ -375,9 +375,9 @@ mod tests {
 
         #[test]
         fn abilities_survive_the_wire_and_more_may_be_said(codecs: u32, lanes_max in 1..=u8::MAX, features: u32) {
-            let told = Abilities { codecs: codecs | 1, lanes_max, features };
-            let bytes = [&told.encode()[..], &[1, 2, 3]].concat();
-            prop_assert_eq!(Abilities::decode(&bytes), Some(told));
+            let abilities = Abilities { codecs: codecs | 1, lanes_max, features };
+            let bytes = [&abilities.encode()[..], &[1, 2, 3]].concat();
+            prop_assert_eq!(Abilities::decode(&bytes), Some(abilities));
             prop_assert_eq!(Abilities::decode(&bytes[..ABILITIES_BYTES - 1]), None);
         }
     }
@@ -404,8 +404,8 @@ mod tests {
             let mut bytes = good;
             bytes[at] = byte;
             match Hello::decode(&bytes) {
-                Err(HelloError::NotSupported { secret, what: told, .. }) => {
-                    assert!(secret == SECRET && told.contains(what), "{told}");
+                Err(HelloError::NotSupported { secret, what: named, .. }) => {
+                    assert!(secret == SECRET && named.contains(what), "{named}");
                 }
                 other => panic!("{what}: {other:?}"),
             }

@@ -75,9 +75,9 @@ fn ask(directory: &Directory, name: &str, user: &User) -> Result<(), RootsError>
     if outcome.is_ok() {
         return Ok(());
     }
-    let said = outcome.output.trim();
-    let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
-    Err(refused(format!("user {}, as which QEMU runs, cannot write files there{said}", user.name)))
+    let output = outcome.output.trim();
+    let output = if output.is_empty() { String::new() } else { format!(" ({output})") };
+    Err(refused(format!("user {}, as which QEMU runs, cannot write files there{output}", user.name)))
 }
 
 fn remove(directory: &Directory, name: &str) -> Result<(), RootsError> {

@@ -28,8 +28,8 @@ const STAT_BLOCK_BYTES: u64 = 512;
 pub(super) fn list(directory: &Directory) -> Result<DirectoryListing, RootsError> {
     let Names { first, more, unnamed } = names(directory).map_err(|errno| directory.unreadable(errno))?;
     // FUSE file systems invent the number of blocks.
-    let tells_allocated = fstatfs(directory.fd()).is_ok_and(|stat| stat.filesystem_type() != FUSE_SUPER_MAGIC);
-    let entries = first.into_iter().filter_map(|name| entry(directory, name, tells_allocated)).collect();
+    let knows_allocated = fstatfs(directory.fd()).is_ok_and(|stat| stat.filesystem_type() != FUSE_SUPER_MAGIC);
+    let entries = first.into_iter().filter_map(|name| entry(directory, name, knows_allocated)).collect();
     Ok(DirectoryListing { entries, more, unnamed, space: directory.space() })
 }
 
@@ -61,7 +61,7 @@ fn is_itself(entry: &Result<nix::dir::Entry, Errno>) -> bool {
     entry.as_ref().is_ok_and(|entry| matches!(entry.file_name().to_bytes(), b"." | b".."))
 }
 
-fn entry(directory: &Directory, name: String, tells_allocated: bool) -> Option<DirectoryEntry> {
+fn entry(directory: &Directory, name: String, knows_allocated: bool) -> Option<DirectoryEntry> {
     let mut stat = fstatat(directory.fd(), name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
     if kind(&stat) == EntryKind::Link
         && let Ok(behind) = directory.follow(Path::new(&name))
@@ -74,7 +74,7 @@ fn entry(directory: &Directory, name: String, tells_allocated: bool) -> Option<D
     Some(DirectoryEntry {
         kind,
         size: of_file(stat.st_size.cast_unsigned()),
-        allocated: of_file(allocated).filter(|_| tells_allocated),
+        allocated: of_file(allocated).filter(|_| knows_allocated),
         name,
     })
 }

@@ -35,7 +35,7 @@ impl Reported {
 ///
 /// # Errors
 /// [`WireError::Local`] if the file cannot be read; [`WireError::Peer`], [`WireError::Timeout`].
-pub(super) async fn tell<S>(
+pub(super) async fn report_content<S>(
     stream: &mut S,
     form: Form,
     hashing: Hashing,
@@ -47,14 +47,14 @@ where
 {
     let holds = if is_new { 0 } else { file.count() };
     let blocks = match form {
-        Form::List => tell_list(stream, hashing, file, holds).await?,
-        Form::Index => tell_index(stream, hashing, file, holds).await?,
+        Form::List => report_list(stream, hashing, file, holds).await?,
+        Form::Index => report_index(stream, hashing, file, holds).await?,
     };
     timely(stream.flush()).await?;
     Ok(Reported { blocks, may_go_on: !is_new })
 }
 
-async fn tell_list<S: AsyncWrite + Unpin>(
+async fn report_list<S: AsyncWrite + Unpin>(
     stream: &mut S,
     hashing: Hashing,
     file: &Blocks,
@@ -76,7 +76,7 @@ async fn tell_list<S: AsyncWrite + Unpin>(
     Ok(blocks)
 }
 
-async fn tell_index<S: AsyncWrite + Unpin>(
+async fn report_index<S: AsyncWrite + Unpin>(
     stream: &mut S,
     hashing: Hashing,
     file: &Blocks,
@@ -85,13 +85,13 @@ async fn tell_index<S: AsyncWrite + Unpin>(
     let mut piece = ContentIndex::with(hashing);
     write(stream, &piece.encode()).await?;
     let (mut blocks, mut reader, mut spoke) = (Vec::new(), file.reader(), Instant::now());
-    let (mut in_piece, mut told) = (0, 0);
-    while (blocks.len() as u32) < holds && told < INDEX_BLOCKS_MAX {
+    let (mut in_piece, mut reported) = (0, 0);
+    while (blocks.len() as u32) < holds && reported < INDEX_BLOCKS_MAX {
         let block = blocks.len() as u32;
         let bytes = reader.read(block).await?;
         if let Some(bytes) = bytes {
             piece.insert(block.into(), bytes);
-            (in_piece, told) = (in_piece + 1, told + 1);
+            (in_piece, reported) = (in_piece + 1, reported + 1);
         }
         blocks.push(bytes.is_some());
         if in_piece >= RUN_BLOCKS_MAX || spoke.elapsed() >= SIGN_EVERY {
@@ -165,17 +165,17 @@ async fn receive_list<S: AsyncRead + Unpin>(stream: &mut S, length: u64) -> Resu
 async fn receive_index<S: AsyncRead + Unpin>(stream: &mut S, length: u64) -> Result<Existing, WireError> {
     let mut index = heard(ContentIndex::receive_head(stream)).await?;
     let blocks = length.div_ceil(index.hashing().block_bytes);
-    let mut told = 0;
+    let mut received = 0;
     loop {
         match heard(index.receive_next(stream)).await? {
-            Next::Run(count) => told += count,
+            Next::Run(count) => received += count,
             Next::End(known) if known <= blocks => return Ok(Existing { index, known }),
             Next::End(known) => {
                 return Err(WireError::Protocol(format!("an index of {known} blocks of a file of {blocks}")));
             }
             Next::Closed => return Err(WireError::Peer(std::io::ErrorKind::UnexpectedEof.into())),
         }
-        if told > INDEX_BLOCKS_MAX {
+        if received > INDEX_BLOCKS_MAX {
             return Err(WireError::Protocol(format!("an index of more than {INDEX_BLOCKS_MAX} blocks")));
         }
     }

@@ -141,8 +141,8 @@ mod tests {
         let (existing, length) = (file(&bytes), bytes.len() as u64);
         let receiving = async { receive(&mut other, Form::List, existing, length, Arc::default()).await };
         let listening = async {
-            let mut said = vec![0; 4 + 33 + 1 + 33];
-            one.read_exact(&mut said).await.expect("its list");
+            let mut listed = vec![0; 4 + 33 + 1 + 33];
+            one.read_exact(&mut listed).await.expect("its list");
             let whole = [*blake3::hash(&bytes[..block]).as_bytes(), [0; 32], *blake3::hash(&[9; 5]).as_bytes()];
             let end = [&[3][..], &length.to_le_bytes(), blake3::hash(&whole.concat()).as_bytes()].concat();
             one.write_all(&end).await.expect("there is room");
@@ -150,13 +150,13 @@ mod tests {
             while verdict.last().is_none_or(|byte| *byte == 2) {
                 verdict.push(one.read_u8().await.expect("an answer"));
             }
-            (said, verdict.last().copied())
+            (listed, verdict.last().copied())
         };
-        let (received, (said, verdict)) = tokio::join!(receiving, listening);
+        let (received, (listed, verdict)) = tokio::join!(receiving, listening);
         received.expect("it is the same");
         let [first, last] = [&bytes[..block], &[9; 5]].map(blake3::hash);
         let expected = [&[3, 0, 0, 0, 1][..], first.as_bytes(), &[0, 1], last.as_bytes()];
-        assert_eq!((said, verdict), (expected.concat(), Some(0)));
+        assert_eq!((listed, verdict), (expected.concat(), Some(0)));
     }
 
     #[tokio::test(start_paused = true)]

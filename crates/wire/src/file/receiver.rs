@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     blocks::{Blocks, FILE_BYTES_MAX, off_thread},
-    existing::tell,
+    existing::report_content,
     protocol::{
         DATA, Differing, END, FileMeter, Form, GOES_ON, NO_HASH, REASON_BYTES_MAX, SIGN_EVERY, SYNC_MAX, ZEROES,
         timely, write,
@@ -81,11 +81,11 @@ async fn report<S: AsyncWrite + Unpin>(stream: &mut S, outcome: Result<(), WireE
             bytes
         }
     };
-    let told = async {
+    let answer = async {
         write(stream, &verdict).await?;
         timely(stream.flush()).await
     };
-    outcome.and(told.await)
+    outcome.and(answer.await)
 }
 
 async fn take<S>(
@@ -113,7 +113,7 @@ where
         Form::Index => Hashing::new(ContentKey(random_secret().0)),
     };
     let blocks = Blocks { file, length, block_bytes: hashing.block_bytes };
-    let told = tell(stream, form, hashing, &blocks, before == 0).await?;
+    let reported = report_content(stream, form, hashing, &blocks, before == 0).await?;
     loop {
         match timely(stream.read_u8()).await? {
             DATA => {
@@ -125,7 +125,7 @@ where
                 let mut bytes = vec![0; size as usize];
                 timely(stream.read_exact(&mut bytes)).await?;
                 match differing {
-                    Differing::Sent => blocks.put(block, bytes, told.has_data(block)).await?,
+                    Differing::Sent => blocks.put(block, bytes, reported.has_data(block)).await?,
                     Differing::Refused => is_same(&blocks, block, Some(bytes)).await?,
                 }
                 meter.sent.fetch_add(u64::from(size), Relaxed);

@@ -412,10 +412,10 @@ impl Handshake {
     }
 
     /// The export's flags: as this end sees them, and as it forwards them.
-    fn flags(&self, said: u16) -> (u16, u16) {
-        let plain = said & !(TAKES_PARTS | HOLDS_PARTIAL);
+    fn flags(&self, announced: u16) -> (u16, u16) {
+        let plain = announced & !(TAKES_PARTS | HOLDS_PARTIAL);
         match self.role {
-            Role::Source => (said, plain),
+            Role::Source => (announced, plain),
             Role::Destination(_) => {
                 let mut flags = plain & !CAN_MULTI_CONN;
                 if flags & SEND_WRITE_ZEROES != 0 && flags & READ_ONLY == 0 && self.is_fine_grained() {

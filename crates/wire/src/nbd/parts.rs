@@ -95,7 +95,7 @@ mod tests {
     const BLOCK: usize = BLOCK_BYTES as usize;
 
     /// Kinds (by first letter) and lengths of the parts.
-    fn told(mut bytes: &[u8]) -> Vec<(char, usize)> {
+    fn decoded(mut bytes: &[u8]) -> Vec<(char, usize)> {
         let mut parts = Vec::new();
         while !bytes.is_empty() {
             let mut head = Vec::new();
@@ -144,7 +144,7 @@ mod tests {
         ] {
             let mut out = Vec::new();
             let spared = put_parts(payload, offset, Some(&mut index()), &mut out);
-            assert_eq!(told(&out), parts, "{} bytes at {offset}", payload.len());
+            assert_eq!(decoded(&out), parts, "{} bytes at {offset}", payload.len());
             let sum = |letter| parts.iter().filter(|part| part.0 == letter).map(|part| part.1 as u64).sum::<u64>();
             assert_eq!(spared, Spared { zero_bytes: sum('z'), held_bytes: sum('h') });
         }
@@ -163,7 +163,7 @@ mod tests {
         ] {
             let mut out = Vec::new();
             put_parts(payload, offset, Some(&mut index), &mut out);
-            assert_eq!(told(&out), parts, "{offset}");
+            assert_eq!(decoded(&out), parts, "{offset}");
         }
     }
 }

@@ -179,12 +179,12 @@ mod tests {
                 written.mark(page * PAGE_BYTES, (page + count) * PAGE_BYTES);
                 pages[page as usize..(page + count) as usize].fill(true);
             }
-            let mut told = vec![false; pages.len()];
+            let mut found = vec![false; pages.len()];
             for (start, end) in written.ranges(from * PAGE_BYTES, (from + length) * PAGE_BYTES) {
-                told[(start / PAGE_BYTES) as usize..(end / PAGE_BYTES) as usize].fill(true);
+                found[(start / PAGE_BYTES) as usize..(end / PAGE_BYTES) as usize].fill(true);
             }
             let asked = from as usize..(from + length) as usize;
-            prop_assert_eq!(&told[asked.clone()], &pages[asked]);
+            prop_assert_eq!(&found[asked.clone()], &pages[asked]);
         }
     }
 }

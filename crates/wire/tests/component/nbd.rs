@@ -38,8 +38,8 @@ async fn run(program: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(program);
     let output = command.args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
     let output = tokio::time::timeout(DEADLINE, output).await.expect("done in time").expect("the program starts");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {}: {said}", arguments.join(" "));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {}: {stderr}", arguments.join(" "));
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
@@ -242,13 +242,13 @@ async fn clients_see_the_export_through_two_carriers() {
     let server = Server::start(folder.path(), "raw", "unmap", &image).await;
     let line = Line::start(folder.path(), &server.socket, Image::Unknown, ImageContent::Unknown);
     assert_eq!(run("nbdinfo", &["--size", &line.uri()]).await.trim(), DISK_BYTES.to_string());
-    let told = run("nbdinfo", &[&line.uri()]).await;
-    assert!(told.contains("using simple packets"), "{told}");
-    assert!(told.contains("can_multi_conn: false"), "{told}");
-    let told = run("qemu-img", &["info", "-f", "raw", &line.uri()]).await;
-    assert!(told.contains("1 GiB"), "{told}");
-    let told = run("nbdinfo", &["--list", &line.uri()]).await;
-    assert!(told.contains("export=\"\""), "{told}");
+    let shown = run("nbdinfo", &[&line.uri()]).await;
+    assert!(shown.contains("using simple packets"), "{shown}");
+    assert!(shown.contains("can_multi_conn: false"), "{shown}");
+    let shown = run("qemu-img", &["info", "-f", "raw", &line.uri()]).await;
+    assert!(shown.contains("1 GiB"), "{shown}");
+    let shown = run("nbdinfo", &["--list", &line.uri()]).await;
+    assert!(shown.contains("export=\"\""), "{shown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -363,15 +363,15 @@ async fn a_seed_that_changed_underneath_fails_the_copy() {
     let convert = ["convert", "-n", "-f", "raw", "-O", "raw", text(&from), &line.uri()];
     let output = Command::new("qemu-img").args(convert).kill_on_drop(true).output();
     let output = tokio::time::timeout(DEADLINE, output).await.expect("done in time").expect("qemu-img starts");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("Input/output error"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("Input/output error"), "{stderr}");
     assert_eq!(line.far_nbd.mismatches(), 1);
 }
 
 /// A QEMU without a VM, that mirrors one raw image.
 struct Mirror {
     commands: ChildStdin,
-    said: Lines<BufReader<ChildStdout>>,
+    stdout: Lines<BufReader<ChildStdout>>,
     _process: Child,
 }
 
@@ -387,8 +387,8 @@ impl Mirror {
             .kill_on_drop(true)
             .spawn()
             .expect("qemu-storage-daemon starts");
-        let (commands, said) = (process.stdin.take().expect("piped"), process.stdout.take().expect("piped"));
-        let mut mirror = Self { commands, said: BufReader::new(said).lines(), _process: process };
+        let (commands, stdout) = (process.stdin.take().expect("piped"), process.stdout.take().expect("piped"));
+        let mut mirror = Self { commands, stdout: BufReader::new(stdout).lines(), _process: process };
         mirror.hear("QMP").await;
         mirror.run("qmp_capabilities", serde_json::json!({})).await;
         mirror
@@ -397,12 +397,12 @@ impl Mirror {
     /// What it says next that has this word.
     async fn hear(&mut self, word: &str) -> serde_json::Value {
         loop {
-            let line = tokio::time::timeout(DEADLINE, self.said.next_line()).await.expect("it says it in time");
+            let line = tokio::time::timeout(DEADLINE, self.stdout.next_line()).await.expect("it says it in time");
             let line = line.expect("it lives").expect("it lives");
-            let said: serde_json::Value = serde_json::from_str(&line).expect("JSON");
-            assert!(said.get("error").is_none(), "{line}");
-            if said.get(word).is_some() || said["event"] == word {
-                return said;
+            let event: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+            assert!(event.get("error").is_none(), "{line}");
+            if event.get(word).is_some() || event["event"] == word {
+                return event;
             }
         }
     }

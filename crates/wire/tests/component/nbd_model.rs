@@ -780,9 +780,9 @@ fn an_export_that_is_chosen_by_its_name_alone_is_understood() {
         ends.greet(server_flags, client_flags);
         let chosen = option(1, b"drive-virtio-disk0");
         assert_eq!(ends.there(&chosen), chosen);
-        let told = [export(1 << 20, FLAGS), vec![0; padding]].concat();
+        let reply = [export(1 << 20, FLAGS), vec![0; padding]].concat();
         let expected = [export(1 << 20, FLAGS & !MULTI_CONN), vec![0; padding]].concat();
-        assert_eq!(ends.back(&told), expected);
+        assert_eq!(ends.back(&reply), expected);
         assert!(is_understood(&mut ends), "{server_flags} {client_flags}");
         assert_eq!(*asked.lock().expect("alone"), [("drive-virtio-disk0".to_owned(), 1 << 20)]);
     }
@@ -796,13 +796,13 @@ fn what_is_said_of_another_export_does_not_count() {
         let mut ends = Ends::new(Notes(Arc::clone(&asked)));
         ends.greet(3, 3);
         for (number, name, size_bytes, least) in [(INFO, "one", 1 << 30, Some(first)), (GO, "other", 1 << 20, second)] {
-            let said = option(number, &choice(name));
-            assert_eq!(ends.there(&said), said);
+            let chosen = option(number, &choice(name));
+            assert_eq!(ends.there(&chosen), chosen);
             if let Some(least) = least {
                 ends.back(&option_reply(number, 3, &info_block_size(least)));
             }
-            let told = ends.back(&option_reply(number, 3, &info_export(size_bytes)));
-            assert_eq!(be16(&told, 30), FLAGS & !MULTI_CONN);
+            let reply = ends.back(&option_reply(number, 3, &info_export(size_bytes)));
+            assert_eq!(be16(&reply, 30), FLAGS & !MULTI_CONN);
             ends.back(&option_reply(number, 1, &[]));
         }
         assert_eq!(is_understood(&mut ends), understood, "{first} {second:?}");

@@ -27,12 +27,12 @@ pub fn asked(what: impl Into<String>) -> impl FnOnce(Fault) -> HypervisorError {
 /// The result of a job query; `None` for a VM that no longer exists or has no process. Other faults are errors, because
 /// there may be a job.
 pub fn none_if_gone<T>(
-    told: Result<Option<T>, Fault>,
+    answer: Result<Option<T>, Fault>,
     what: impl FnOnce() -> String,
 ) -> Result<Option<T>, HypervisorError> {
-    match told {
+    match answer {
         Err(fault) if fault.is_no_domain() || fault.is_invalid_now() => Ok(None),
-        told => told.map_err(asked(what())),
+        answer => answer.map_err(asked(what())),
     }
 }
 
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn no_job_a_vm_that_is_gone_and_a_daemon_that_is_away_are_three_things() {
-        let read = |told: Result<Option<u8>, Fault>| none_if_gone(told, || "Could not look".to_owned());
+        let read = |answer: Result<Option<u8>, Fault>| none_if_gone(answer, || "Could not look".to_owned());
         assert!(matches!(read(Ok(Some(1))), Ok(Some(1))));
         assert!(matches!(read(Ok(None)), Ok(None)));
         for (code, broken, expected) in [

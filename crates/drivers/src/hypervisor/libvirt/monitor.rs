@@ -95,8 +95,8 @@ pub(super) fn stop(domain: &Domain, what: &str) -> Result<(), HypervisorError> {
 }
 
 fn ask(domain: &Domain, command: &Value, what: &str) -> Result<Value, HypervisorError> {
-    let told = domain.monitor(&command.to_string()).map_err(asked(what))?;
-    serde_json::from_str(&told)
+    let answer = domain.monitor(&command.to_string()).map_err(asked(what))?;
+    serde_json::from_str(&answer)
         .map_err(|error| HypervisorError::Failed { what: what.to_owned(), reason: error.to_string() })
 }
 

@@ -257,17 +257,17 @@ fn after_a_refusal_the_source_is_told_why_and_may_only_leave() {
     let leave = [call(UNREGISTER_CLOSE_CALLBACK, &[]), call(CLOSE, &[])].concat();
     let stream = [call(273, &[]), call(PREPARE, &good_prepare().body()), leave.clone()].concat();
     let refusal = gate.pass(&stream, &mut out).expect_err("refused");
-    let mut told = String::new();
+    let mut text = String::new();
     Splitter::default()
         .push::<LengthError>(&refusal.reply, |message| {
             assert_eq!((message.header.procedure, message.header.serial, message.header.status), (273, 5, 1));
             let mut reader = Reader::new(message.body);
             let _ = (reader.i32(), reader.i32());
-            told = reader.optional_text().expect("a text").expect("there").to_owned();
+            text = reader.optional_text().expect("a text").expect("there").to_owned();
             Ok(())
         })
         .expect("the reply is a message");
-    assert!(told.contains("273"), "{told}");
+    assert!(text.contains("273"), "{text}");
     let prepare = gate.pass(&[], &mut out).expect_err("the session is over");
     assert_eq!(prepare.reason, RefusalReason::Closed);
     assert_eq!(gate.pass(&[], &mut out), Ok(()));
@@ -286,7 +286,7 @@ fn nothing_passes_in_a_stream_that_cannot_be_followed() {
 fn the_tap_tells_who_has_the_vm_after_finish() {
     let reply = |serial, status| Header::call(FINISH, serial).reply(status).message(&[0; 8]);
     let (has_it, has_it_not) = (Some(true), Some(false));
-    let told = |seen: Result<Option<FinishReply>, LengthError>| {
+    let outcome = |seen: Result<Option<FinishReply>, LengthError>| {
         seen.map(|reply| reply.map(|reply| reply.destination_has_it)).expect("well formed")
     };
     for (cancelled, serial, status, expected) in
@@ -296,9 +296,9 @@ fn the_tap_tells_who_has_the_vm_after_finish() {
         tap.calls(&call(FINISH, &FinishCall { cancelled, ..good_finish() }.body())).expect("well formed");
         let bytes = reply(serial, status);
         let (first, second) = bytes.split_at(30);
-        assert_eq!(told(tap.replies(first, &mut out)), None);
+        assert_eq!(outcome(tap.replies(first, &mut out)), None);
         assert!(out.is_empty(), "half a message is held back");
-        assert_eq!(told(tap.replies(second, &mut out)), expected, "{cancelled} {serial} {status}");
+        assert_eq!(outcome(tap.replies(second, &mut out)), expected, "{cancelled} {serial} {status}");
         assert_eq!(out, bytes);
     }
 }
@@ -333,8 +333,8 @@ fn a_refused_finish_reply_is_an_error_with_its_words_and_nothing_else_changes() 
             Ok(())
         })
         .expect("well formed");
-    let told = (REMOTE_PROGRAM, Some("Disk vda is locked".to_owned()));
-    assert_eq!(words, [(KEEPALIVE_PROGRAM, None), told, (KEEPALIVE_PROGRAM, None)]);
+    let outcome = (REMOTE_PROGRAM, Some("Disk vda is locked".to_owned()));
+    assert_eq!(words, [(KEEPALIVE_PROGRAM, None), outcome, (KEEPALIVE_PROGRAM, None)]);
 }
 
 proptest! {

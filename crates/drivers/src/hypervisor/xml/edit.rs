@@ -217,7 +217,7 @@ mod tests {
                 _ => None,
             }
         };
-        for (source, role, kind, told) in [
+        for (source, role, kind, path) in [
             ("pool='dir' volume='a&amp;b.raw' index='1'", FileRole::Disk, None, "/pools/dir/a&b.raw"),
             ("volume='a.raw' pool='dir'", FileRole::Disk, None, "/pools/dir/a.raw"),
             ("pool='vg' volume='lv' mode='host'", FileRole::NotAFile, Some(NotAFile::Block), "/pools/vg/lv"),
@@ -233,7 +233,7 @@ mod tests {
             let facts = parse(&resolved).expect("parsed");
             let file = facts.files.iter().find(|file| file.device == "vdb").expect("there");
             assert_eq!((file.role, file.kind.clone()), (role, kind.clone()), "{source}");
-            assert_eq!((file.place.to_str(), file.shareable), (Some(told), true), "{source}");
+            assert_eq!((file.place.to_str(), file.shareable), (Some(path), true), "{source}");
             assert_eq!(resolved.contains("pool="), kind == Some(NotAFile::Volume), "{resolved}");
             assert_eq!(resolved.contains("index='1'/"), xml.contains("index='1'/"), "all else stays: {resolved}");
         }

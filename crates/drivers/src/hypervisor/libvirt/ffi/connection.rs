@@ -128,7 +128,7 @@ impl Connection {
                 return Err(Fault::last());
             }
             let found = virt_sys::virStorageVolLookupByName(pool, volume.as_ptr());
-            let told = match found.is_null() {
+            let answer = match found.is_null() {
                 true => Err(Fault::last()),
                 false => take_text(virt_sys::virStorageVolGetPath(found)).and_then(|path| {
                     let definition = take_text(virt_sys::virStoragePoolGetXMLDesc(pool, 0))?;
@@ -139,7 +139,7 @@ impl Connection {
                 virt_sys::virStorageVolFree(found);
             }
             virt_sys::virStoragePoolFree(pool);
-            told?
+            answer?
         };
         Volume::of(&definition, path).ok_or_else(|| Fault::own("the pool's definition is odd"))
     }

@@ -215,11 +215,11 @@ impl Domain {
         // SAFETY: the domain is valid, the list is ours and has the stated length.
         let filled =
             check(unsafe { virt_sys::virDomainGetDiskErrors(self.0, errors.as_mut_ptr(), errors.len() as c_uint, 0) })?;
-        let told = errors.iter().take(filled as usize).map(|error| {
+        let answer = errors.iter().take(filled as usize).map(|error| {
             let is_full = error.error == virt_sys::VIR_DOMAIN_DISK_ERROR_NO_SPACE as c_int;
             Ok((take_text(error.disk)?, is_full))
         });
-        told.collect()
+        answer.collect()
     }
 
     pub fn create(&self) -> Done<()> {
