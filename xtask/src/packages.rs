@@ -147,8 +147,8 @@ fn install(names: &[&str], suite: Option<&str>, why: &str) -> anyhow::Result<()>
     let status = command.stdout(file.try_clone()?).stderr(file).status()?;
     quiet.end()?;
     if !status.success() {
-        let said = fs::read_to_string(&log).unwrap_or_default();
-        bail!("apt-get install {} failed:\n{said}", names.join(" "));
+        let output = fs::read_to_string(&log).unwrap_or_default();
+        bail!("apt-get install {} failed:\n{output}", names.join(" "));
     }
     fs::remove_file(log)?;
     Ok(())
@@ -186,20 +186,20 @@ impl Quiet {
 
 /// Whether a sufficiently new version of a package is installed.
 fn is_good(package: &Package) -> bool {
-    let said = Command::new("dpkg-query")
+    let output = Command::new("dpkg-query")
         .args(["-W", "-f", "${db:Status-Status} ${Version}", package.name])
         .stderr(Stdio::null())
         .output();
-    let Ok(said) = said else { return false };
-    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    let Ok(output) = output else { return false };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let Some(version) = text.strip_prefix("installed ") else { return false };
     is_new_enough(package, version)
 }
 
 /// Whether apt would install a sufficiently new version.
 fn is_offered(package: &Package) -> bool {
-    let Ok(said) = Command::new("apt-cache").args(["policy", package.name]).output() else { return false };
-    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    let Ok(output) = Command::new("apt-cache").args(["policy", package.name]).output() else { return false };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let version = text.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
     version.is_some_and(|version| version != "(none)" && is_new_enough(package, version))
 }
@@ -219,11 +219,11 @@ fn backports(why: &str) -> anyhow::Result<String> {
         .context("/etc/os-release names no release: install a newer libvirt and QEMU yourself")?
         .trim_matches('"');
     let suite = format!("{name}-backports");
-    let said = Command::new("apt-get")
+    let output = Command::new("apt-get")
         .args(["indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"])
         .output()
         .context("Could not run apt-get indextargets")?;
-    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let targets: Vec<(&str, &str)> = text.lines().filter_map(|line| line.trim().split_once(' ')).collect();
     if targets.iter().any(|(release, _)| *release == suite) {
         return Ok(suite);

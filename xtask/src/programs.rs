@@ -109,11 +109,11 @@ pub(crate) fn build(build: Build) -> anyhow::Result<()> {
 /// It does not build, or there is no such test.
 pub(crate) fn test_program(test: &str) -> anyhow::Result<PathBuf> {
     let mut command = cargo(&["test", "--locked", "--quiet", "--workspace", "--features", FEATURES, "--no-run"]);
-    let said =
+    let output =
         command.arg("--message-format=json-render-diagnostics").stderr(std::process::Stdio::inherit()).output()?;
-    ensure!(said.status.success(), "The tests do not build");
+    ensure!(output.status.success(), "The tests do not build");
     let messages =
-        said.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
+        output.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
     let is_it = |message: &Value| message["target"]["name"] == test && message["target"]["kind"][0] == "test";
     let found = messages.filter(is_it).find_map(|message| message["executable"].as_str().map(PathBuf::from));
     found.with_context(|| format!("There is no test {test}"))

@@ -93,8 +93,8 @@ pub fn release() -> anyhow::Result<String> {
 /// apt knows no mirror.
 pub fn mirror() -> anyhow::Result<String> {
     let release = release()?;
-    let said = run("apt-get", &["indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"])?;
-    let found = said.lines().find_map(|line| line.trim().split_once(' ').filter(|(name, _)| *name == release));
+    let output = run("apt-get", &["indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"])?;
+    let found = output.lines().find_map(|line| line.trim().split_once(' ').filter(|(name, _)| *name == release));
     match found {
         Some((_, uri)) => Ok(uri.to_owned()),
         None => bail!("apt knows no source of {release}"),

@@ -73,14 +73,14 @@ pub(crate) struct Document<'a> {
 /// # Errors
 /// What could not be done, or which promise was broken.
 pub fn run(json: bool, keep: bool, sabotage: Option<Sabotage>) -> anyhow::Result<()> {
-    say("building two hosts with libvirt, QEMU, an agent each, a file server, and Ferry's server");
+    print_line("building two hosts with libvirt, QEMU, an agent each, a file server, and Ferry's server");
     let ferry = Ferry::up(2)?;
     let observer = Observer::start(&ferry.lab)?;
     let ticker = Ticker::new("ticker", 101);
     start_ticker(&ferry, &ticker, 0)?;
     observer.wait_on(&ticker.name, "kvm1", BOOT_DEADLINE)?;
     observer.wait_verified(&ticker.name, 0, VERIFY_DEADLINE)?;
-    say("the guest runs on kvm1; it fills and dirties memory, writes its disk, and beats 100 times a second");
+    print_line("the guest runs on kvm1; it fills and dirties memory, writes its disk, and beats 100 times a second");
     let measured = measure(&ferry, &observer, &ticker, "kvm2", &[], sabotage)?;
     if !json {
         print_proof(&measured);
@@ -133,10 +133,10 @@ pub fn measure(
     words.extend(how);
     let mut command = ferry.command(&words)?;
     command.stderr(std::process::Stdio::inherit());
-    let said = crate::run::run_within(command, Duration::from_secs(300))?;
-    ensure!(said.ok(), "ferry vm migrate ended with {:?}: {}{}", said.code, said.out, said.err);
-    let job: JobView = serde_json::from_str(said.out.lines().last().unwrap_or_default())
-        .with_context(|| format!("ferry vm migrate said {}", said.out))?;
+    let output = crate::run::run_within(command, Duration::from_secs(300))?;
+    ensure!(output.ok(), "ferry vm migrate ended with {:?}: {}{}", output.code, output.out, output.err);
+    let job: JobView = serde_json::from_str(output.out.lines().last().unwrap_or_default())
+        .with_context(|| format!("ferry vm migrate said {}", output.out))?;
     let figures = job.figures.context("The job has no figures")?;
     observer.wait_on(name, destination, Duration::from_secs(20))?;
     let moved = crate::observe::now();
@@ -208,7 +208,7 @@ fn break_on_purpose(ferry: &Ferry, ticker: &Ticker, sabotage: Sabotage, old_sect
     }
 }
 
-pub(crate) fn say(line: &str) {
+pub(crate) fn print_line(line: &str) {
     let _ = writeln!(std::io::stderr(), "· {line}");
 }
 

@@ -11,7 +11,7 @@ use ferry_core::{
 };
 
 use crate::{
-    demo::{Document, Measured, measure, say, start_ticker},
+    demo::{Document, Measured, measure, print_line, start_ticker},
     ferry::Ferry,
     guest::Ticker,
     images::{self, Disk, Place},
@@ -30,7 +30,7 @@ const METADATA_BYTES: u64 = 1 << 20;
 /// # Errors
 /// What could not be done, or which promise was broken.
 pub fn run(json: bool) -> anyhow::Result<()> {
-    say(
+    print_line(
         "building two hosts with libvirt, QEMU, an agent and a disk of their own each, a file server, and Ferry's server",
     );
     let ferry = Ferry::up(2)?;
@@ -46,7 +46,7 @@ pub fn run(json: bool) -> anyhow::Result<()> {
     start_ticker(&ferry, &ticker, 0)?;
     observer.wait_on(&ticker.name, "kvm1", BOOT_DEADLINE)?;
     observer.wait_verified(&ticker.name, 0, VERIFY_DEADLINE)?;
-    say("the guest runs on kvm1 from two disks that only kvm1 has, vda raw and vdb qcow2, and writes both");
+    print_line("the guest runs on kvm1 from two disks that only kvm1 has, vda raw and vdb qcow2, and writes both");
     let share = ferry.files.unc();
     let to_share = format!("vda={share},format=qcow2");
     let to_raw = format!("vda={},format=raw", local::FOLDER);
@@ -54,14 +54,14 @@ pub fn run(json: bool) -> anyhow::Result<()> {
     let both = format!("vdb={},format=raw", local::FOLDER);
     let mut measured = Vec::new();
     let mut on_host = |what: &str, how: &[&str]| -> anyhow::Result<()> {
-        say(what);
+        print_line(what);
         measured.push(move_storage(&ferry, &observer, &ticker.name, how)?);
         Ok(())
     };
     on_host("both disks move to the share, as qcow2", &["--to", &share, "--disk", &to_share])?;
     on_host("both come back to the host, vda as raw", &["--to", local::FOLDER, "--disk", &to_raw])?;
     on_host("vdb moves to the share alone", &["--disk", &one])?;
-    say("the VM moves to kvm2: vda, which kvm2 does not reach, moves along; vdb, too, by request, as raw");
+    print_line("the VM moves to kvm2: vda, which kvm2 does not reach, moves along; vdb, too, by request, as raw");
     measured.push(move_with_disks(&ferry, &observer, &ticker, "kvm2", &["--storage", local::FOLDER, "--disk", &both])?);
     if json {
         println!("{}", serde_json::to_string(&Document { migrations: &measured })?);
@@ -111,9 +111,9 @@ fn move_storage(ferry: &Ferry, observer: &Observer, vm: &str, how: &[&str]) -> a
     words.extend(how);
     let mut command = ferry.command(&words)?;
     command.stderr(std::process::Stdio::inherit());
-    let said = crate::run::run_within(command, MOVE_DEADLINE)?;
-    ensure!(said.ok(), "ferry vm move-storage ended with {:?}: {}{}", said.code, said.out, said.err);
-    let job: JobView = serde_json::from_str(said.out.lines().last().unwrap_or_default())?;
+    let output = crate::run::run_within(command, MOVE_DEADLINE)?;
+    ensure!(output.ok(), "ferry vm move-storage ended with {:?}: {}{}", output.code, output.out, output.err);
+    let job: JobView = serde_json::from_str(output.out.lines().last().unwrap_or_default())?;
     let (figures, moved) = (job.figures.context("The job has no figures")?, now());
     observer.wait_verified(vm, 1, VERIFY_DEADLINE)?;
     let heard = observer.heard(vm);

@@ -15,7 +15,7 @@ use crate::{
     host::Host,
     lab::Lab,
     program::Program,
-    run::{Said, at_once, run_within, wait_for},
+    run::{ProgramOutput, at_once, run_within, wait_for},
     samba::{FileServer, PASSWORD, USER},
     warnings::Warnings,
 };
@@ -76,9 +76,9 @@ impl Agent {
         let program = lab.program("ferry-agent");
         let mut setup = host.command(&program);
         setup.args(["setup", "--config", AGENT_CONFIG]);
-        let said = run_within(setup, READY_DEADLINE)?;
-        ensure!(said.ok(), "ferry-agent setup failed: {}", said.err);
-        let token = said.out.lines().last().context("ferry-agent setup printed no token")?.to_owned();
+        let output = run_within(setup, READY_DEADLINE)?;
+        ensure!(output.ok(), "ferry-agent setup failed: {}", output.err);
+        let token = output.out.lines().last().context("ferry-agent setup printed no token")?.to_owned();
         host.start_libvirt()?;
         let program = Self::run(lab, host, environment)?;
         Ok(Self { address, token, program })
@@ -98,7 +98,7 @@ impl Agent {
         wait_for(&format!("the agent of {} listens", host.name), READY_DEADLINE, || {
             fs::read_to_string(&log).ok()?.get(before..)?.contains("The control API listens").then_some(())
         })
-        .with_context(|| program.said())?;
+        .with_context(|| program.output())?;
         Ok(program)
     }
 }
@@ -205,8 +205,8 @@ impl Ferry {
     /// The command line's message.
     pub fn enrol(&mut self) -> anyhow::Result<()> {
         for (agent, host) in self.agents.iter().zip(&self.lab.hosts) {
-            let said = self.ferry(&["host", "add", &agent.address, "--name", &host.name, "--token", &agent.token])?;
-            ensure!(said.ok(), "ferry host add {}: {}", host.name, said.err);
+            let output = self.ferry(&["host", "add", &agent.address, "--name", &host.name, "--token", &agent.token])?;
+            ensure!(output.ok(), "ferry host add {}: {}", host.name, output.err);
         }
         Ok(())
     }
@@ -261,7 +261,7 @@ impl Ferry {
     ///
     /// # Errors
     /// It cannot be run.
-    pub fn ferry(&self, arguments: &[&str]) -> anyhow::Result<Said> {
+    pub fn ferry(&self, arguments: &[&str]) -> anyhow::Result<ProgramOutput> {
         run_within(self.command(arguments)?, Duration::from_secs(180))
     }
 
@@ -270,9 +270,16 @@ impl Ferry {
     /// # Errors
     /// Its output.
     pub fn must(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let said = self.ferry(arguments)?;
-        ensure!(said.ok(), "ferry {} ended with {:?}: {}{}", arguments.join(" "), said.code, said.out, said.err);
-        Ok(said.out)
+        let output = self.ferry(arguments)?;
+        ensure!(
+            output.ok(),
+            "ferry {} ended with {:?}: {}{}",
+            arguments.join(" "),
+            output.code,
+            output.out,
+            output.err
+        );
+        Ok(output.out)
     }
 
     /// Runs Ferry's command line with `--json`, and parses the last line of its output.
@@ -334,7 +341,7 @@ impl Ferry {
         let _program = Program::start("qemu-io", command, &self.lab.folder.join("qemu-io.said"))?;
         wait_for("another program has the disk", READY_DEADLINE, || {
             let locked = "grep -q OFDLCK /proc/$(pgrep -x qemu-io)/fdinfo/*";
-            host.try_run(&["sh", "-c", locked]).ok().filter(Said::ok)
+            host.try_run(&["sh", "-c", locked]).ok().filter(ProgramOutput::ok)
         })?;
         Ok(TakenDisk { path, host, _program })
     }
@@ -394,9 +401,9 @@ pub fn start_server_with(lab: &Lab, environment: &[(&str, &str)]) -> anyhow::Res
         let listening = lab.in_fabric("ss");
         let mut listening = listening;
         listening.args(["-Hltn", "sport = :7420"]);
-        let said = run_within(listening, Duration::from_secs(5)).ok()?;
-        (said.out.contains(":7420") && state.join("server.pin").is_file()).then_some(())
+        let output = run_within(listening, Duration::from_secs(5)).ok()?;
+        (output.out.contains(":7420") && state.join("server.pin").is_file()).then_some(())
     })
-    .with_context(|| program.said())?;
+    .with_context(|| program.output())?;
     Ok(program)
 }

@@ -70,9 +70,9 @@ impl Drop for Guardian {
 /// # Errors
 /// What could not be taken down.
 pub fn guard(folder: &Path) -> anyhow::Result<()> {
-    let mut said = Vec::new();
-    let _ = std::io::stdin().read_to_end(&mut said);
-    if said.first() == Some(&KEEP) {
+    let mut output = Vec::new();
+    let _ = std::io::stdin().read_to_end(&mut output);
+    if output.first() == Some(&KEEP) {
         return Ok(());
     }
     take_down(folder)
@@ -111,6 +111,6 @@ pub fn take_down(folder: &Path) -> anyhow::Result<()> {
 fn pids_in(namespace: &str) -> Vec<i32> {
     let mut command = Command::new("ip");
     command.args(["netns", "pids", namespace]);
-    let said = run_within(command, Duration::from_secs(10));
-    said.map(|said| said.out.lines().filter_map(|line| line.trim().parse().ok()).collect()).unwrap_or_default()
+    let output = run_within(command, Duration::from_secs(10));
+    output.map(|output| output.out.lines().filter_map(|line| line.trim().parse().ok()).collect()).unwrap_or_default()
 }

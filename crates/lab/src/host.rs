@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     fabric::{FABRIC_IP, Fabric, NETWORK},
     local,
-    run::{DEADLINE, Said, checked, run, run_within, wait_for},
+    run::{DEADLINE, ProgramOutput, checked, run, run_within, wait_for},
 };
 
 /// Variable with a folder that contains the daemons of a modular libvirt, which hosts then run instead of libvirtd.
@@ -137,7 +137,7 @@ impl Host {
     ///
     /// # Errors
     /// It cannot be run.
-    pub fn try_run(&self, line: &[&str]) -> anyhow::Result<Said> {
+    pub fn try_run(&self, line: &[&str]) -> anyhow::Result<ProgramOutput> {
         let mut command = self.command(line[0]);
         command.args(&line[1..]);
         run_within(command, Duration::from_secs(120))
@@ -178,7 +178,7 @@ impl Host {
             Err(_) => drop(self.run(&[daemon, "-d", "-l"])?),
         }
         wait_for(&format!("libvirtd on {} answers", self.name), LIBVIRT_DEADLINE, || {
-            self.try_run(&["virsh", "-c", "qemu:///system", "list"]).ok().filter(Said::ok)
+            self.try_run(&["virsh", "-c", "qemu:///system", "list"]).ok().filter(ProgramOutput::ok)
         })?;
         Ok(())
     }
@@ -248,7 +248,7 @@ impl Host {
 
     /// Process ids of a program, inside the host.
     pub fn pids(&self, name: &str) -> Vec<i32> {
-        let found = self.try_run(&["pgrep", "-f", name]).map(|said| said.out).unwrap_or_default();
+        let found = self.try_run(&["pgrep", "-f", name]).map(|output| output.out).unwrap_or_default();
         found.lines().filter_map(|line| line.trim().parse().ok()).collect()
     }
 
@@ -263,10 +263,10 @@ impl Host {
     /// Less is free even without the filler, or the file system refuses.
     pub fn fill(&self, bytes_left: u64) -> anyhow::Result<()> {
         self.unfill()?;
-        let said = self.run(&["stat", "-f", "-c", "%a %S", local::FOLDER])?;
-        let numbers: Vec<u64> = said.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let output = self.run(&["stat", "-f", "-c", "%a %S", local::FOLDER])?;
+        let numbers: Vec<u64> = output.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         let free = numbers.iter().product::<u64>();
-        ensure!(numbers.len() == 2 && free > bytes_left, "{} has {said} free, not {bytes_left} bytes", self.name);
+        ensure!(numbers.len() == 2 && free > bytes_left, "{} has {output} free, not {bytes_left} bytes", self.name);
         self.run(&["fallocate", "-l", &(free - bytes_left).to_string(), FILLER]).map(drop)
     }
 

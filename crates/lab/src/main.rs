@@ -171,10 +171,10 @@ fn main() -> anyhow::Result<()> {
                     !command.is_empty(),
                     "{host} is a machine of its own: say which command shall run there"
                 );
-                let said = agent.run(&command.join(" "), stock::site::MOVE_WITHIN)?;
-                print!("{}", said.out);
-                eprint!("{}", said.err);
-                std::process::exit(said.code.unwrap_or(1));
+                let output = agent.run(&command.join(" "), stock::site::MOVE_WITHIN)?;
+                print!("{}", output.out);
+                eprint!("{}", output.err);
+                std::process::exit(output.code.unwrap_or(1));
             }
             let mut inside = in_host_of(&folder, &host)?;
             if command.is_empty() {

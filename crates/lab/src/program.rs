@@ -68,7 +68,7 @@ impl Program {
     }
 
     /// Its output so far.
-    pub fn said(&self) -> String {
+    pub fn output(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
@@ -88,8 +88,8 @@ impl Drop for Program {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            let said = self.said();
-            let tail: Vec<&str> = said.lines().rev().take(40).collect();
+            let output = self.output();
+            let tail: Vec<&str> = output.lines().rev().take(40).collect();
             eprintln!("--- last lines of {} ---", self.name);
             for line in tail.iter().rev() {
                 eprintln!("{line}");

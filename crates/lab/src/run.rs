@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 
 /// The result of a program.
 #[derive(Clone, Debug)]
-pub struct Said {
+pub struct ProgramOutput {
     /// Its exit code; `None` if a signal ended it.
     pub code: Option<i32>,
     /// What it wrote to stdout.
@@ -20,7 +20,7 @@ pub struct Said {
     pub err: String,
 }
 
-impl Said {
+impl ProgramOutput {
     /// Whether it succeeded.
     pub fn ok(&self) -> bool {
         self.code == Some(0)
@@ -34,7 +34,7 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// It cannot be run, or did not end in time.
-pub fn run_within(mut command: Command, deadline: Duration) -> anyhow::Result<Said> {
+pub fn run_within(mut command: Command, deadline: Duration) -> anyhow::Result<ProgramOutput> {
     let name = format!("{command:?}");
     let mut child = command
         .stdin(Stdio::null())
@@ -47,7 +47,7 @@ pub fn run_within(mut command: Command, deadline: Duration) -> anyhow::Result<Sa
     let code = wait(&mut child, deadline).with_context(|| format!("{name} did not end"))?;
     let text =
         |reader: std::sync::mpsc::Receiver<String>| reader.recv_timeout(Duration::from_secs(2)).unwrap_or_default();
-    Ok(Said { code, out: text(out), err: text(err) })
+    Ok(ProgramOutput { code, out: text(out), err: text(err) })
 }
 
 fn drain(pipe: Option<impl std::io::Read + Send + 'static>) -> std::sync::mpsc::Receiver<String> {
@@ -97,11 +97,11 @@ pub fn run<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> anyhow::Result<St
 /// Its output.
 pub fn checked(command: Command, deadline: Duration) -> anyhow::Result<String> {
     let name = format!("{command:?}");
-    let said = run_within(command, deadline)?;
-    if said.ok() {
-        return Ok(said.out);
+    let output = run_within(command, deadline)?;
+    if output.ok() {
+        return Ok(output.out);
     }
-    bail!("{name} ended with {:?}: {}{}", said.code, said.out, said.err)
+    bail!("{name} ended with {:?}: {}{}", output.code, output.out, output.err)
 }
 
 /// Waits until `is` returns a value.

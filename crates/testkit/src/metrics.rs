@@ -19,8 +19,8 @@ impl Scraped {
         let mut scraped = Self { names: BTreeSet::new(), values: BTreeMap::new() };
         let mut kind = String::new();
         for line in text.lines() {
-            if let Some(told) = line.strip_prefix("# TYPE ") {
-                let (name, is) = told.split_once(' ').expect("a name and a type");
+            if let Some(declared) = line.strip_prefix("# TYPE ") {
+                let (name, is) = declared.split_once(' ').expect("a name and a type");
                 assert!(["gauge", "counter", "histogram"].contains(&is), "{line}");
                 assert_eq!(
                     is == "counter",

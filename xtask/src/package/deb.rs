@@ -23,7 +23,7 @@ pub(super) fn build(inputs: &Inputs, package: &Package, work: &Path, into: &Path
     fs::create_dir_all(&root)?;
     fs::set_permissions(&root, fs::Permissions::from_mode(0o755))?;
     let files = stage(inputs, package, Format::Deb, &root)?;
-    let architecture = said(Command::new("dpkg").arg("--print-architecture"))?;
+    let architecture = output_of(Command::new("dpkg").arg("--print-architecture"))?;
     let libraries = libraries(package, &root, &work.join("deb"))?;
     let information = root.join("DEBIAN");
     fs::create_dir(&information)?;
@@ -46,7 +46,7 @@ pub(super) fn build(inputs: &Inputs, package: &Package, work: &Path, into: &Path
     // Unpacks quickly even on a slow machine.
     let mut build = Command::new("dpkg-deb");
     build.args(["--root-owner-group", "-Zzstd", "--build"]).arg(&root).arg(into.join(&name));
-    said(build.env("SOURCE_DATE_EPOCH", inputs.date.to_string()))?;
+    output_of(build.env("SOURCE_DATE_EPOCH", inputs.date.to_string()))?;
     Ok(name)
 }
 
@@ -78,14 +78,14 @@ fn libraries(package: &Package, root: &Path, work: &Path) -> anyhow::Result<Stri
     fs::create_dir_all(work.join("debian"))?;
     fs::write(work.join("debian/control"), format!("Source: ferry\n\nPackage: {}\nArchitecture: any\n", package.name))?;
     let program = root.join("usr/bin").join(package.name);
-    let found = said(Command::new("dpkg-shlibdeps").arg("-O").arg("-e").arg(program).current_dir(work))?;
+    let found = output_of(Command::new("dpkg-shlibdeps").arg("-O").arg("-e").arg(program).current_dir(work))?;
     let list = found.lines().find_map(|line| line.strip_prefix("shlibs:Depends="));
     Ok(list.context("dpkg-shlibdeps names no package")?.to_owned())
 }
 
 fn sums(root: &Path, files: &[Staged]) -> anyhow::Result<String> {
     // Names of installed files, without the leading slash.
-    said(Command::new("md5sum").args(files.iter().map(|file| &file.path[1..])).current_dir(root))
+    output_of(Command::new("md5sum").args(files.iter().map(|file| &file.path[1..])).current_dir(root))
 }
 
 fn size_kib(root: &Path, files: &[Staged]) -> anyhow::Result<u64> {
@@ -97,7 +97,7 @@ fn size_kib(root: &Path, files: &[Staged]) -> anyhow::Result<u64> {
 }
 
 /// The output of a tool that succeeds.
-fn said(command: &mut Command) -> anyhow::Result<String> {
+fn output_of(command: &mut Command) -> anyhow::Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("Could not run {name}"))?;
     ensure!(output.status.success(), "{name} failed: {}", String::from_utf8_lossy(&output.stderr));

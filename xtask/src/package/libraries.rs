@@ -31,10 +31,10 @@ const LIBRARIES: [Library; 6] = [
 /// # Errors
 /// The program would not start on the oldest supported system.
 pub(super) fn check(program: &Path) -> anyhow::Result<()> {
-    let said = Command::new("objdump").arg("-p").arg(program).output().context("Could not run objdump")?;
+    let output = Command::new("objdump").arg("-p").arg(program).output().context("Could not run objdump")?;
     let name = program.display();
-    ensure!(said.status.success(), "objdump cannot read {name}: {}", String::from_utf8_lossy(&said.stderr));
-    let faults = faults(&String::from_utf8_lossy(&said.stdout));
+    ensure!(output.status.success(), "objdump cannot read {name}: {}", String::from_utf8_lossy(&output.stderr));
+    let faults = faults(&String::from_utf8_lossy(&output.stdout));
     if faults.is_empty() {
         return Ok(());
     }
@@ -115,8 +115,8 @@ Version References:
     #[test]
     fn this_very_program_is_read() {
         let own = std::env::current_exe().expect("it runs");
-        let said = Command::new("objdump").arg("-p").arg(own).output().expect("objdump runs");
-        let text = String::from_utf8_lossy(&said.stdout).into_owned();
+        let output = Command::new("objdump").arg("-p").arg(own).output().expect("objdump runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(text.contains("NEEDED               libc.so.6") && text.contains("required from libc.so.6:"), "{text}");
     }
 }

@@ -51,8 +51,8 @@ fn render(mut pages: Vec<PathBuf>) -> anyhow::Result<()> {
 fn understood(command: &mut Command, what: &Path) -> anyhow::Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("Could not run {name}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success() && said.is_empty(), "{name} does not understand {}: {said}", what.display());
+    let printed = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && printed.is_empty(), "{name} does not understand {}: {printed}", what.display());
     Ok(())
 }
 

@@ -119,8 +119,8 @@ fn linked(krate: &str) -> anyhow::Result<String> {
 fn date() -> u64 {
     let given = std::env::var("SOURCE_DATE_EPOCH").ok();
     let committed = || {
-        let said = Command::new("git").args(["log", "-1", "--format=%ct"]).current_dir(root()).output().ok()?;
-        String::from_utf8(said.stdout).ok()
+        let output = Command::new("git").args(["log", "-1", "--format=%ct"]).current_dir(root()).output().ok()?;
+        String::from_utf8(output.stdout).ok()
     };
     given.or_else(committed).and_then(|text| text.trim().parse().ok()).unwrap_or(FIRST_DATE)
 }

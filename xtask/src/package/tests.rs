@@ -58,7 +58,7 @@ fn file(name: &str, ending: &str) -> PathBuf {
 }
 
 #[track_caller]
-fn said(program: &str, arguments: &[&str], package: &Path) -> String {
+fn output_of(program: &str, arguments: &[&str], package: &Path) -> String {
     let output = Command::new(program).args(arguments).arg(package).output().expect("it runs");
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("UTF-8")
@@ -66,7 +66,7 @@ fn said(program: &str, arguments: &[&str], package: &Path) -> String {
 
 /// Path → mode and owners, without folders.
 fn in_deb(name: &str) -> BTreeMap<String, String> {
-    let listed = said("dpkg-deb", &["--contents"], &file(name, "deb"));
+    let listed = output_of("dpkg-deb", &["--contents"], &file(name, "deb"));
     let lines = listed.lines().filter(|line| !line.starts_with('d'));
     let entry = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -76,7 +76,7 @@ fn in_deb(name: &str) -> BTreeMap<String, String> {
 }
 
 fn in_rpm(name: &str) -> BTreeMap<String, String> {
-    let listed = said("rpm", &["-qlvp"], &file(name, "rpm"));
+    let listed = output_of("rpm", &["-qlvp"], &file(name, "rpm"));
     let entry = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
         ((*words.last().expect("a path")).to_owned(), format!("{} {} {}", words[0], words[2], words[3]))
@@ -122,13 +122,13 @@ fn both_formats_hold_the_same_and_lie_where_their_systems_look() {
         };
         let deb: BTreeMap<_, _> = in_deb(name).into_iter().map(|(path, about)| (moved(path), about)).collect();
         assert_eq!(deb, in_rpm(name));
-        let listed = said("dpkg-deb", &["--contents"], &file(name, "deb"));
+        let listed = output_of("dpkg-deb", &["--contents"], &file(name, "deb"));
         for line in listed.lines().filter(|line| line.starts_with('d')) {
             assert!(line.starts_with("drwxr-xr-x root/root"), "{line}");
         }
     }
     // RPM removes no folder that belongs to no package.
-    let listed = said("rpm", &["-qlvp"], &file("ferry-server", "rpm"));
+    let listed = output_of("rpm", &["-qlvp"], &file("ferry-server", "rpm"));
     let folders = listed.lines().filter(|line| line.starts_with('d'));
     let folders: Vec<&str> = folders.filter_map(|line| line.split_whitespace().last()).collect();
     assert_eq!(folders, ["/etc/ferry", "/usr/share/doc/ferry-server", "/usr/share/licenses/ferry-server"]);
@@ -144,9 +144,9 @@ fn what_administrators_change_is_kept() {
         let below_etc: BTreeSet<String> =
             in_deb(package.name).into_keys().filter(|path| path.starts_with("/etc/")).collect();
         assert_eq!(below_etc, expected);
-        let information = said("dpkg-deb", &["--info"], &file(package.name, "deb"));
+        let information = output_of("dpkg-deb", &["--info"], &file(package.name, "deb"));
         assert_eq!(information.contains("conffiles"), !expected.is_empty(), "{information}");
-        let configs = said("rpm", &["-qcp"], &file(package.name, "rpm"));
+        let configs = output_of("rpm", &["-qcp"], &file(package.name, "rpm"));
         assert_eq!(
             configs.lines().filter(|line| line.starts_with('/')).map(str::to_owned).collect::<BTreeSet<_>>(),
             expected
@@ -165,7 +165,7 @@ fn packages_say_what_they_need_and_that_they_are_no_release() {
         let name = package.name;
         assert_eq!(field(name, "Version"), "1.2.3~tested");
         assert!(field(name, "Depends").contains("libc6 (>= 2."), "{}", field(name, "Depends"));
-        let needs = said("rpm", &["-qp", "--requires"], &file(name, "rpm"));
+        let needs = output_of("rpm", &["-qp", "--requires"], &file(name, "rpm"));
         assert!(needs.contains("libc.so.6(GLIBC_2."), "{needs}");
         for need in package.deb.needs {
             assert!(field(name, "Depends").contains(need), "{}", field(name, "Depends"));
@@ -179,7 +179,7 @@ fn packages_say_what_they_need_and_that_they_are_no_release() {
         ] {
             assert_eq!(field(name, field_name), deb.join(", "));
             let listed: BTreeSet<String> =
-                said("rpm", &["-qp", query], &file(name, "rpm")).lines().map(str::to_owned).collect();
+                output_of("rpm", &["-qp", query], &file(name, "rpm")).lines().map(str::to_owned).collect();
             assert_eq!(listed, rpm.iter().map(|name| (*name).to_owned()).collect());
         }
         for line in package.description {
@@ -197,9 +197,9 @@ fn programs_are_stripped_and_pages_can_be_read() {
     unpack.arg("--extract").arg(file("ferry-agent", "deb")).arg(folder.path());
     assert!(unpack.status().expect("it runs").success());
     let program = folder.path().join("usr/bin/ferry-agent");
-    let sections = said("objdump", &["-h"], &program);
+    let sections = output_of("objdump", &["-h"], &program);
     assert!(sections.contains(".text") && !sections.contains(".debug_line"), "{sections}");
-    let page = said("zcat", &[], &folder.path().join("usr/share/man/man8/ferry-agent.8.gz"));
+    let page = output_of("zcat", &[], &folder.path().join("usr/share/man/man8/ferry-agent.8.gz"));
     assert!(page.contains("Stand in"), "{page}");
     let mut sums = Command::new("sh");
     sums.arg("-c").arg("dpkg-deb --ctrl-tarfile \"$0\" | tar -xO ./md5sums | md5sum --check");
@@ -336,8 +336,8 @@ fn analyzed(name: &str, arguments: &[&str], change: (&str, &str)) -> Output {
 fn systemd_understands_the_units() {
     let about = |name: &str, change: (&str, &str)| {
         let output = analyzed(name, &["verify", "--man=no"], change);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        said.lines().filter(|line| line.contains(name)).map(str::to_owned).collect::<Vec<_>>()
+        let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+        printed.lines().filter(|line| line.contains(name)).map(str::to_owned).collect::<Vec<_>>()
     };
     for name in ["ferry-agent", "ferry-server"] {
         assert_eq!(about(name, ("", "")), Vec::<String>::new());
@@ -351,8 +351,8 @@ fn the_server_may_do_little() {
     // Tenths of systemd's exposure level; the maximum is 100.
     let arguments = ["security", "--offline=yes", "--no-pager", "--threshold=15"];
     let output = analyzed("ferry-server", &arguments, ("", ""));
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
     let more = analyzed("ferry-server", &arguments, ("SystemCallFilter=", "# "));
     assert!(!more.status.success(), "what it may do more is seen");
 }
@@ -410,9 +410,9 @@ impl Machine {
         let mut command = Command::new("sh");
         command.arg(&script).args(arguments).env("PATH", path).env("DPKG_ROOT", self.folder.path());
         let output = command.output().expect("it runs");
-        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{} {arguments:?}: {said}", script.display());
-        (fs::read_to_string(self.path("calls")).unwrap_or_default(), said)
+        let printed = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{} {arguments:?}: {printed}", script.display());
+        (fs::read_to_string(self.path("calls")).unwrap_or_default(), printed)
     }
 }
 
@@ -424,14 +424,14 @@ fn scripts_are_scripts() {
             let Ok(entries) = fs::read_dir(root().join("packaging").join(package.name).join(format)) else { continue };
             for entry in entries {
                 let path = entry.expect("an entry").path();
-                said("sh", &["-n"], &path);
+                output_of("sh", &["-n"], &path);
                 let name = path.file_name().expect("it has one").to_string_lossy().into_owned();
                 if format == "deb" {
-                    let information = said("dpkg-deb", &["--info"], &file(package.name, "deb"));
+                    let information = output_of("dpkg-deb", &["--info"], &file(package.name, "deb"));
                     let line = information.lines().find(|line| line.contains(&format!(" {name} ")));
                     assert!(line.is_some_and(|line| line.contains("#!/bin/sh")), "{name}: {information}");
                 } else {
-                    let scripts = said("rpm", &["-qp", "--scripts"], &file(package.name, "rpm"));
+                    let scripts = output_of("rpm", &["-qp", "--scripts"], &file(package.name, "rpm"));
                     let text = fs::read_to_string(&path).expect("there");
                     assert!(scripts.contains(text.trim_end()), "{name}: {scripts}");
                 }
@@ -475,9 +475,12 @@ fn a_service_that_was_disabled_stays_so() {
 fn the_agent_is_not_restarted_where_that_would_end_moves() {
     let machine = Machine::new(true);
     machine.kills("control-group");
-    let (calls, said) = machine.run("ferry-agent", "postinst", &["configure", "1"]);
+    let (calls, printed) = machine.run("ferry-agent", "postinst", &["configure", "1"]);
     assert!(!calls.contains("restart"), "{calls}");
-    assert!(said.contains("KillMode=control-group") && said.contains("systemctl edit ferry-agent.service"), "{said}");
+    assert!(
+        printed.contains("KillMode=control-group") && printed.contains("systemctl edit ferry-agent.service"),
+        "{printed}"
+    );
 }
 
 #[test]
@@ -559,8 +562,8 @@ fn purging_the_agent_keeps_the_veto_against_a_second_start_while_a_vm_is_held() 
         machine
             .put("etc/libvirt/hooks/qemu.d/ferry", &HOOK.replace("/var/lib/ferry-agent/holds", &format!("/{holds}")));
         machine.put(&format!("{holds}/{HELD}"), "job 7");
-        let (_, said) = machine.run("ferry-agent", "postrm", &["purge"]);
-        assert!(said.contains(HELD), "{said}");
+        let (_, printed) = machine.run("ferry-agent", "postrm", &["purge"]);
+        assert!(printed.contains(HELD), "{printed}");
         for path in ["etc/libvirt/hooks/qemu.d/ferry", "var/lib/ferry-agent/agent.key", &format!("{holds}/{HELD}")] {
             assert!(machine.path(path).exists(), "{path}");
         }
@@ -589,8 +592,8 @@ fn purging_the_agent_keeps_what_a_mounted_share_needs() {
     let machine = host();
     let tree = machine.path("var/lib/ferry-agent/shares/x/tree");
     machine.put("proc/mounts", &format!("smbnetfs {} fuse.smbnetfs rw 0 0\n", tree.display()));
-    let (_, said) = machine.run("ferry-agent", "postrm", &["purge"]);
-    assert!(said.contains("shares"), "{said}");
+    let (_, printed) = machine.run("ferry-agent", "postrm", &["purge"]);
+    assert!(printed.contains("shares"), "{printed}");
     assert!(machine.path("var/lib/ferry-agent/shares/x/auth").exists());
     assert!(!machine.path("var/lib/ferry-agent/agent.key").exists());
 }

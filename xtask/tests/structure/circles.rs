@@ -18,7 +18,7 @@ pub(crate) fn circles(tree: &Tree) -> Vec<String> {
         }
     }
     found.sort_by_key(Vec::len);
-    found.iter().map(|circle| told(tree, circle)).collect()
+    found.iter().map(|circle| described(tree, circle)).collect()
 }
 
 /// The steps of the shortest path from a file back to itself.
@@ -42,7 +42,7 @@ fn shortest(edges: &[Vec<Edge>], start: usize) -> Option<Vec<(usize, Edge)>> {
     Some(circle)
 }
 
-fn told(tree: &Tree, circle: &[(usize, Edge)]) -> String {
+fn described(tree: &Tree, circle: &[(usize, Edge)]) -> String {
     let steps =
         circle.iter().map(|(from, edge)| format!("  {}:{} names {} of", tree.files[*from].path, edge.line, edge.path));
     let last = format!("  {}", tree.files[circle[0].0].path);

@@ -92,8 +92,8 @@ fn no_file_is_long() {
     let crates = crates();
     let files = crates.iter().flat_map(|(_, trees)| trees).flat_map(|tree| &tree.files);
     let long = files.filter(|file| file.lines > LINES_MAX);
-    let told: Vec<_> = long.map(|file| format!("{} lines: {}", file.lines, file.path)).collect();
-    assert!(told.is_empty(), "A file has at most {LINES_MAX} lines besides its tests\n{}", told.join("\n"));
+    let listed: Vec<_> = long.map(|file| format!("{} lines: {}", file.lines, file.path)).collect();
+    assert!(listed.is_empty(), "A file has at most {LINES_MAX} lines besides its tests\n{}", listed.join("\n"));
 }
 
 #[test]

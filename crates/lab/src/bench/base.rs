@@ -76,7 +76,7 @@ fn one_link(
         };
         observer.wait_on(&ticker.name, &ferry.lab.hosts[to].name, Duration::from_secs(20))?;
         let result = Run { total_ms, gap_ms: watch.gap_ms()?, bytes, cpu_ms };
-        result.tell(run, side);
+        result.report(run, side);
         *at = to;
         Ok(result)
     })?;
@@ -109,9 +109,9 @@ fn move_by_ferry(ferry: &Ferry, ticker: &Ticker, to: usize) -> anyhow::Result<(J
             peak = peak.max(carrier_memory_kib());
             std::thread::sleep(Duration::from_millis(20));
         }
-        let said = run.join().expect("no thread panicked")?;
-        ensure!(said.ok(), "ferry vm migrate: {}{}", said.out, said.err);
-        Ok::<JobView, anyhow::Error>(serde_json::from_str(said.out.lines().last().unwrap_or_default())?)
+        let output = run.join().expect("no thread panicked")?;
+        ensure!(output.ok(), "ferry vm migrate: {}{}", output.out, output.err);
+        Ok::<JobView, anyhow::Error>(serde_json::from_str(output.out.lines().last().unwrap_or_default())?)
     })?;
     Ok((job, peak))
 }

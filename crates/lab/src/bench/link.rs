@@ -115,7 +115,7 @@ fn one_link(
             tried.iter().all(|candidate| !any_blocks(&candidate.findings)).then_some(())
         })?;
         let run_of = Run { total_ms, gap_ms: watch.gap_ms()?, bytes, cpu_ms };
-        run_of.tell(run, side);
+        run_of.report(run, side);
         *at = to;
         Ok(Moved { run: run_of, speed: bytes * 8.0 / (memory_ms / 1000.0) })
     })?;

@@ -46,7 +46,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) fn tell(&self, run: usize, side: Side) {
+    pub(super) fn report(&self, run: usize, side: Side) {
         eprintln!(
             "run {run}: {:<5} {:>7.0} ms, guest silent {:>5.0} ms, {:>6.1} MiB, processors busy {:>6.0} ms",
             side.name(),
@@ -201,9 +201,9 @@ pub(super) fn job(ferry: &Ferry, line: &[&str]) -> anyhow::Result<JobView> {
     let mut words = vec!["--json"];
     words.extend(line);
     words.push("--wait");
-    let said = run_within(ferry.command(&words)?, MOVE_DEADLINE)?;
-    ensure!(said.ok(), "ferry {}: {}{}", line.join(" "), said.out, said.err);
-    Ok(serde_json::from_str(said.out.lines().last().unwrap_or_default())?)
+    let output = run_within(ferry.command(&words)?, MOVE_DEADLINE)?;
+    ensure!(output.ok(), "ferry {}: {}{}", line.join(" "), output.out, output.err);
+    Ok(serde_json::from_str(output.out.lines().last().unwrap_or_default())?)
 }
 
 /// Moves a VM by `virsh migrate --live --p2p` with the options `more` to the host at `address`. Paths on the share are

@@ -48,7 +48,7 @@ pub(super) fn run(runs: usize) -> anyhow::Result<String> {
 }
 
 /// Prints the time that each step of a job took.
-fn tell_steps(job: &JobView) {
+fn print_steps(job: &JobView) {
     let took = |step: &StepView| Some(format!("{} {} ms", step.title, step.ended_at_ms? - step.started_at_ms?));
     eprintln!("       {}", job.steps.iter().filter_map(took).collect::<Vec<_>>().join(", "));
 }
@@ -63,8 +63,8 @@ struct Moved {
 }
 
 impl Moved {
-    fn tell(&self, run: usize, side: Side) {
-        self.run.tell(run, side);
+    fn report(&self, run: usize, side: Side) {
+        self.run.report(run, side);
         eprintln!("       the new file takes {:.1} MiB; {:.1} are not zero", self.takes / MIB, self.held / MIB);
     }
 
@@ -95,7 +95,7 @@ fn on_one_host(runs: usize) -> anyhow::Result<String> {
         let new = format!("{folder}/disk.raw");
         let watch = Watch::begin(&site.observer, VM)?;
         match side {
-            Side::Ferry => tell_steps(&job(&site.ferry, &["vm", "move-storage", VM, "--to", folder])?),
+            Side::Ferry => print_steps(&job(&site.ferry, &["vm", "move-storage", VM, "--to", folder])?),
             Side::Virsh => {
                 let mut command = site.host().command("virsh");
                 command.args(["-q", "-c", "qemu:///system", "blockcopy", VM, "vda", &new, "--format", "raw"]);
@@ -116,7 +116,7 @@ fn on_one_host(runs: usize) -> anyhow::Result<String> {
         site.verify()?;
         let takes = images::allocated(&site.real(&new))? as f64;
         let moved = Moved { run: Run { total_ms, gap_ms: watch.gap_ms()?, bytes: 0.0, cpu_ms }, takes, held };
-        moved.tell(run, side);
+        moved.report(run, side);
         Ok(moved)
     })?;
     ensure!(
@@ -233,7 +233,7 @@ fn shared_nothing(runs: usize) -> anyhow::Result<String> {
         }
         let sides = Sides::alternate(runs, |run, side| {
             let moved = shared_nothing_once(&mut pair, side)?;
-            moved.tell(run, side);
+            moved.report(run, side);
             Ok(moved)
         })?;
         let table = sides.table(
@@ -286,7 +286,7 @@ fn migrated_by_ferry<'a>(pair: &'a Pair, name: &'a str, to: usize) -> anyhow::Re
     let watch = Watch::begin(&pair.observer, name)?;
     let job = pair.migrate(to, &[])?;
     let ended = watch.end()?;
-    tell_steps(&job);
+    print_steps(&job);
     if let Some(sent) = job.figures {
         let (disk, all) = (sent.disk_wire.0 as f64 / MIB, sent.wire.0 as f64 / MIB);
         eprintln!("       disk {disk:.1} MiB of {all:.1}, {} passes over memory", sent.iterations);
@@ -313,10 +313,10 @@ fn migrated_by_virsh<'a>(
     let ended = watch.end()?;
     // Ferry does this as well, within its measured time.
     source.run(&["rm", &disk])?;
-    let told = destination.virsh(&["domjobinfo", name, "--completed"])?;
+    let text = destination.virsh(&["domjobinfo", name, "--completed"])?;
     let words = ["File processed", "Memory processed", "Iteration"];
-    let said: Vec<_> = told.lines().filter(|line| words.iter().any(|word| line.contains(word))).collect();
-    eprintln!("       {}", said.join(", ").split_whitespace().collect::<Vec<_>>().join(" "));
+    let figures: Vec<_> = text.lines().filter(|line| words.iter().any(|word| line.contains(word))).collect();
+    eprintln!("       {}", figures.join(", ").split_whitespace().collect::<Vec<_>>().join(" "));
     Ok((watch, ended))
 }
 

@@ -21,7 +21,7 @@ use crate::{
     host::Host,
     images,
     observe::{Heard, Observer, now},
-    run::{Said, wait_for},
+    run::{ProgramOutput, wait_for},
 };
 
 /// After a process has ended, heartbeats in flight may be heard for this long.
@@ -95,7 +95,7 @@ pub struct Act {
     /// Its time, on the machine's clock.
     pub done: Duration,
     /// A description.
-    pub told: String,
+    pub description: String,
 }
 
 /// Performs the act. `None`: it had no target, or no longer.
@@ -106,7 +106,7 @@ pub fn act(stage: &Stage, observer: &Observer, kind: Kind, aim: &Aim) -> anyhow:
     let Some(what) = What::of(kind, aim) else { return Ok(None) };
     let name = &aim.guest;
     let (source, destination) = (&stage.hosts()[aim.source], &stage.hosts()[aim.destination]);
-    let (host, told) = match what {
+    let (host, description) = match what {
         What::Resume(place) => by_virsh(&stage.hosts()[place], "resume", name)?,
         What::DestroySource => by_virsh(source, "destroy", name)?,
         What::DestroyDestination => by_virsh(destination, "destroy", name)?,
@@ -115,22 +115,22 @@ pub fn act(stage: &Stage, observer: &Observer, kind: Kind, aim: &Aim) -> anyhow:
         What::Start => (source, without_server(stage, || start_what_is_held(source, name))?),
         What::Crash => crash(stage, aim)?,
     };
-    let act = |told| Act { what, guest: name.clone(), host: host.name.clone(), done: now(), told };
-    Ok(told.map(act))
+    let act = |description| Act { what, guest: name.clone(), host: host.name.clone(), done: now(), description };
+    Ok(description.map(act))
 }
 
 /// Applies a `virsh` command to a VM. Returns no description if the host does not know the VM, or has no process of it.
 fn by_virsh<'a>(host: &'a Host, verb: &str, name: &str) -> anyhow::Result<(&'a Host, Option<String>)> {
-    let said = host.try_run(&["virsh", "-q", "-c", "qemu:///system", verb, name])?;
+    let output = host.try_run(&["virsh", "-q", "-c", "qemu:///system", verb, name])?;
     let line = format!("`virsh {verb} {name}` on {}", host.name);
-    let told = match (said.ok(), verb) {
+    let description = match (output.ok(), verb) {
         (true, _) => Some(line),
-        (false, "resume") if !said.err.contains("failed to get domain") => {
-            Some(format!("{line} (refused: {})", said.err.trim().replace('\n', " ")))
+        (false, "resume") if !output.err.contains("failed to get domain") => {
+            Some(format!("{line} (refused: {})", output.err.trim().replace('\n', " ")))
         }
         (false, _) => None,
     };
-    Ok((host, told))
+    Ok((host, description))
 }
 
 /// Moves the VM to the host that is neither source nor destination.
@@ -160,14 +160,14 @@ fn move_on(stage: &Stage, observer: &Observer, aim: &Aim) -> anyhow::Result<Opti
 fn start_what_is_held(source: &Host, name: &str) -> anyhow::Result<Option<String>> {
     let (until, mut vetoed) = (Instant::now() + STARTS_FOR, 0);
     while Instant::now() < until {
-        let said = source.try_run(&["virsh", "-q", "-c", "qemu:///system", "start", name])?;
-        if said.ok() {
+        let output = source.try_run(&["virsh", "-q", "-c", "qemu:///system", "start", name])?;
+        if output.ok() {
             return Ok(Some(format!("`virsh start {name}` on {} (not vetoed)", source.name)));
         }
-        if said.err.contains("failed to get domain") {
+        if output.err.contains("failed to get domain") {
             break;
         }
-        vetoed += u32::from(said.err.contains("held by Ferry"));
+        vetoed += u32::from(output.err.contains("held by Ferry"));
         if vetoed == STARTS {
             break;
         }
@@ -198,7 +198,7 @@ fn crash<'a>(stage: &'a Stage, aim: &Aim) -> anyhow::Result<(&'a Host, Option<St
 
 /// libvirt's state of a VM.
 pub fn state(host: &Host, name: &str) -> Option<String> {
-    host.virsh(&["domstate", name]).ok().map(|said| said.trim().to_owned())
+    host.virsh(&["domstate", name]).ok().map(|output| output.trim().to_owned())
 }
 
 /// Why an act explains a silent guest: it was not heard since, and the ended process was the VM; or `crashed` is true
@@ -236,17 +236,17 @@ struct Has {
 /// It is not exactly one host, or the VM is not in the state that the act left.
 fn who_has(what: What, all: &[Has]) -> Result<&str, String> {
     let having: Vec<&Has> = all.iter().filter(|has| has.process || has.defined).collect();
-    let told: Vec<String> = having
+    let places: Vec<String> = having
         .iter()
         .map(|has| format!("{} ({})", has.host, if has.process { "with a process" } else { "defined" }))
         .collect();
     let crashed = what == What::Crash;
     match having[..] {
         [one] if one.process == crashed => Ok(&one.host),
-        [_] if crashed => Err(format!("crashed and has no process any more, but is at {}", told[0])),
-        [_] => Err(format!("was shut off by an administrator and does not run, but is at {}", told[0])),
+        [_] if crashed => Err(format!("crashed and has no process any more, but is at {}", places[0])),
+        [_] => Err(format!("was shut off by an administrator and does not run, but is at {}", places[0])),
         [] => Err("was shut off and is nowhere any more".to_owned()),
-        [..] => Err(format!("is at more than one host: {}", told.join(", "))),
+        [..] => Err(format!("is at more than one host: {}", places.join(", "))),
     }
 }
 
@@ -290,22 +290,22 @@ pub fn start_again(stage: &Stage, observer: &Observer, act: &Act) -> Vec<Case> {
 
 /// Whether the disk contains all writes that were acknowledged to the guest before it ended.
 fn newest_data(stage: &Stage, observer: &Observer, name: &str, host: &str) -> Result<(), String> {
-    let told = |error: anyhow::Error| format!("{error:#}");
-    let (path, format) = stage.disk_of(name, host).map_err(told)?;
+    let in_words = |error: anyhow::Error| format!("{error:#}");
+    let (path, format) = stage.disk_of(name, host).map_err(in_words)?;
     let writes = observer.last(name).map_or(0, |heard| heard.beat.writes);
-    if !images::holds_data(&path, format, stage.data_mib()).map_err(told)? {
+    if !images::holds_data(&path, format, stage.data_mib()).map_err(in_words)? {
         return Err(format!("is off, and {} does not hold the data that were in it", path.display()));
     }
-    let disk = images::head(&path, format, judge::DISK_BYTES).map_err(told)?;
+    let disk = images::head(&path, format, judge::DISK_BYTES).map_err(in_words)?;
     judge::of_disk(judge::sum_of_sequences(&disk)?, writes, None)
 }
 
 fn start(stage: &Stage, name: &str) -> Result<(), String> {
     let mut last = String::new();
     let started = wait_for("it starts", START_WITHIN, || {
-        let said = stage.ferry.ferry(&["vm", "start", name]);
-        last = said.as_ref().map_or_else(|error| format!("{error:#}"), |said| said.err.trim().to_owned());
-        said.is_ok_and(|said| Said::ok(&said)).then_some(())
+        let output = stage.ferry.ferry(&["vm", "start", name]);
+        last = output.as_ref().map_or_else(|error| format!("{error:#}"), |output| output.err.trim().to_owned());
+        output.is_ok_and(|output| ProgramOutput::ok(&output)).then_some(())
     });
     started.map_err(|_| last)
 }
@@ -348,7 +348,7 @@ mod tests {
             (What::Start, "a", "b", 1_010, false),
         ] {
             let done = Duration::from_millis(done_ms);
-            let act = Act { what, guest: "vm".into(), host: at.into(), done, told: String::new() };
+            let act = Act { what, guest: "vm".into(), host: at.into(), done, description: String::new() };
             assert_eq!(excuse(&[heard(last, 1_000)], &act, |_| false).is_some(), excused, "{act:?} {last}");
         }
     }
@@ -361,7 +361,7 @@ mod tests {
             guest: "vm".into(),
             host: "a".into(),
             done: Duration::from_millis(500),
-            told: String::new(),
+            description: String::new(),
         };
         let excused =
             |what, crashed: &str| excuse(&[heard("a", 1_000)], &crash(what), |host| host == crashed).is_some();
@@ -383,8 +383,8 @@ mod tests {
             (What::Crash, [defined("a"), nothing("b")], "no process any more"),
             (What::Crash, [process("a"), defined("b")], "more than one"),
         ] {
-            let told = who_has(what, &all).expect_err(word);
-            assert!(told.contains(word), "{told}");
+            let description = who_has(what, &all).expect_err(word);
+            assert!(description.contains(word), "{description}");
         }
     }
 }

@@ -30,7 +30,7 @@ pub struct Aliased {
     base: String,
     alias: Alias,
     /// A description.
-    pub told: String,
+    pub description: String,
 }
 
 /// Defines a clone of the guest's disk: on the guest's host or, if the disk is on the share, on the next host. Its base
@@ -56,8 +56,9 @@ pub fn define(stage: &Stage, aim: &Aim, run: u64) -> anyhow::Result<Option<Alias
     let (folder, name) = base.rsplit_once('/').unwrap_or(("/", &base));
     alias.make(host, folder, FOLDER)?;
     clones::define(host, CLONE, &format!("{FOLDER}/{name}"), format)?;
-    let told = format!("clone of {}'s disk defined on {} by a name of its own ({alias:?})", aim.guest, host.name);
-    let aliased = Aliased { guest: aim.guest.clone(), host: place, base: base.clone(), alias, told };
+    let description =
+        format!("clone of {}'s disk defined on {} by a name of its own ({alias:?})", aim.guest, host.name);
+    let aliased = Aliased { guest: aim.guest.clone(), host: place, base: base.clone(), alias, description };
     let copies = stage.jobs_after(job - 1)?.iter().any(|view| view.id.0 == job && view.phase == Phase::Migrating);
     if copies {
         return Ok(Some(aliased));

@@ -32,7 +32,7 @@ const CUT: &str = "chaos";
 /// The effect of a fault.
 pub struct Hit {
     /// A description.
-    pub told: String,
+    pub description: String,
     /// A further act on the VM, which may have ended it.
     pub act: Option<Act>,
     /// A clone that needs the old file of a migrated disk.
@@ -41,8 +41,8 @@ pub struct Hit {
 
 impl Hit {
     /// A fault with no further consequences to check.
-    pub fn plain(told: String) -> Self {
-        Self { told, act: None, aliased: None }
+    pub fn plain(description: String) -> Self {
+        Self { description, act: None, aliased: None }
     }
 }
 
@@ -56,7 +56,7 @@ pub fn inflict(stage: &mut Stage, observer: &Observer, kind: Kind, aim: &Aim, ru
     let killed = |what: &str, place: usize, stage: &Stage, count: usize| {
         (count > 0).then(|| format!("{what} of {} killed", at(place, stage)))
     };
-    let told = match kind {
+    let description = match kind {
         Kind::Server => {
             stage.ferry.server.kill();
             Some("server killed".to_owned())
@@ -95,14 +95,14 @@ pub fn inflict(stage: &mut Stage, observer: &Observer, kind: Kind, aim: &Aim, ru
         | Kind::AdminStart
         | Kind::GuestCrash => {
             let act = admin::act(stage, observer, kind, aim)?;
-            return Ok(act.map(|act| Hit { act: Some(act.clone()), ..Hit::plain(act.told) }));
+            return Ok(act.map(|act| Hit { act: Some(act.clone()), ..Hit::plain(act.description) }));
         }
         Kind::Alias => {
             let aliased = alias::define(stage, aim, run)?;
-            return Ok(aliased.map(|one| Hit { aliased: Some(one.clone()), ..Hit::plain(one.told) }));
+            return Ok(aliased.map(|one| Hit { aliased: Some(one.clone()), ..Hit::plain(one.description) }));
         }
     };
-    Ok(told.map(Hit::plain))
+    Ok(description.map(Hit::plain))
 }
 
 /// Restarts what was killed. A whole host is restarted by the stage.
@@ -199,8 +199,8 @@ fn kill_before_it_hears(stage: &Stage, observer: &Observer, aim: &Aim) -> Option
     let stands_still = heard.is_some_and(|heard| heard.at + ASKS_WITHIN / 2 < crate::observe::now());
     signal_libvirtd(destination, Signal::SIGCONT);
     let is_complete = || {
-        let said = destination.virsh(&["domstate", &aim.guest, "--reason"]).unwrap_or_default();
-        (said.starts_with("paused") && !said.contains("migrat") && !said.contains("start")).then_some(())
+        let output = destination.virsh(&["domstate", &aim.guest, "--reason"]).unwrap_or_default();
+        (output.starts_with("paused") && !output.contains("migrat") && !output.contains("start")).then_some(())
     };
     if !stands_still || wait_for("its copy is complete", FINISHES_WITHIN, is_complete).is_err() {
         signal_libvirtd(source, Signal::SIGCONT);

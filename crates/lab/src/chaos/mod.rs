@@ -104,7 +104,7 @@ pub fn run_with_disks(kinds: &[Kind], moment: Moment) -> anyhow::Result<Report> 
 }
 
 fn campaign(seed: u64, plans: impl Iterator<Item = Plan>, deed: Deed, storage: bool) -> anyhow::Result<Report> {
-    say(&format!("seed {seed}: building hosts, Ferry and guests"));
+    print_line(&format!("seed {seed}: building hosts, Ferry and guests"));
     let mut report = Report::new(seed);
     let mut stage = Some(Stage::up(storage)?);
     let mut unplayed = 0;
@@ -118,7 +118,7 @@ fn campaign(seed: u64, plans: impl Iterator<Item = Plan>, deed: Deed, storage: b
             Ok(outcome) => {
                 unplayed = 0;
                 let logs = if outcome.cases.is_empty() { None } else { Some(keep(&on, &plan, deed, &outcome)?) };
-                say(&report::line(&plan, deed, &outcome, begun.elapsed()));
+                print_line(&report::line(&plan, deed, &outcome, begun.elapsed()));
                 report.add(&plan, deed, &outcome, logs);
                 if outcome.untidy.is_none() {
                     stage = Some(on);
@@ -126,7 +126,7 @@ fn campaign(seed: u64, plans: impl Iterator<Item = Plan>, deed: Deed, storage: b
             }
             Err(error) => {
                 unplayed += 1;
-                say(&format!("{plan}: could not be played or judged: {error:#}"));
+                print_line(&format!("{plan}: could not be played or judged: {error:#}"));
                 let logs = folder(&plan)?;
                 keep_logs(&on.ferry.lab, &logs)?;
                 report.add_unplayed(&plan, &format!("{error:#}"), logs);
@@ -143,7 +143,7 @@ fn plain(seed: u64) -> Plan {
     Plan { seed, run: 1, moves: vec![one], kind: Kind::Server, moment: Moment::After(0), away_ms: 0 }
 }
 
-fn say(line: &str) {
+fn print_line(line: &str) {
     let _ = writeln!(std::io::stderr(), "· {line}");
 }
 
@@ -154,7 +154,7 @@ fn keep(stage: &Stage, plan: &Plan, deed: Deed, outcome: &Outcome) -> anyhow::Re
     fs::write(folder.join("jobs.json"), serde_json::to_vec_pretty(&outcome.jobs)?)?;
     let cases: String = outcome.cases.iter().map(|case| format!("{}: {}\n", case.broken, case.text)).collect();
     let hit = outcome.hit.as_deref().unwrap_or("nothing to hit");
-    fs::write(folder.join("findings.txt"), format!("{}\n{hit}\n{cases}", deed.tell(plan)))?;
+    fs::write(folder.join("findings.txt"), format!("{}\n{hit}\n{cases}", deed.report(plan)))?;
     fs::write(folder.join("heartbeats.txt"), heartbeats(outcome))?;
     Ok(folder)
 }

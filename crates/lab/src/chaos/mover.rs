@@ -21,12 +21,12 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Requests a move, and cancels it at the planned time; in a thread of its own, because each command may block.
 pub(super) struct Mover {
-    said: Arc<Mutex<Said>>,
+    answers: Arc<Mutex<Answers>>,
     thread: JoinHandle<()>,
 }
 
 #[derive(Default)]
-pub(super) struct Said {
+pub(super) struct Answers {
     pub(super) answered: bool,
     pub(super) job: Option<JobView>,
     pub(super) refusal: Option<String>,
@@ -47,16 +47,16 @@ impl Mover {
             migrate.args(["--bandwidth", &cap.to_string()]);
         }
         let cancel = stage.ferry.command(&["--json", "job", "cancel"])?;
-        let (said, one) = (Arc::new(Mutex::new(Said::default())), *one);
-        let shared = Arc::clone(&said);
+        let (answers, one) = (Arc::new(Mutex::new(Answers::default())), *one);
+        let shared = Arc::clone(&answers);
         let thread = std::thread::spawn(move || carry_out(&one, migrate, cancel, &shared));
-        Ok(Self { said, thread })
+        Ok(Self { answers, thread })
     }
 
     /// `None` until it is known whether the move was accepted; then its job, if it was.
     pub(super) fn answered(&self) -> Option<Option<u64>> {
-        let said = self.said.lock().expect("no thread panicked");
-        said.answered.then(|| said.job.as_ref().map(|job| job.id.0))
+        let answers = self.answers.lock().expect("no thread panicked");
+        answers.answered.then(|| answers.job.as_ref().map(|job| job.id.0))
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -64,9 +64,9 @@ impl Mover {
     }
 
     /// Waits for its commands, each of which has a time limit.
-    pub(super) fn wait(self) -> Said {
+    pub(super) fn wait(self) -> Answers {
         self.thread.join().expect("no thread panicked");
-        std::mem::take(&mut *self.said.lock().expect("no thread panicked"))
+        std::mem::take(&mut *self.answers.lock().expect("no thread panicked"))
     }
 }
 
@@ -80,7 +80,7 @@ fn file_of(stage: &Stage, guest: &str, files: Files, run: u64) -> String {
     format!("vda={folder}run{run}.{format},format={format}")
 }
 
-fn carry_out(one: &Move, migrate: Command, mut cancel: Command, said: &Mutex<Said>) {
+fn carry_out(one: &Move, migrate: Command, mut cancel: Command, answers: &Mutex<Answers>) {
     sleep(Duration::from_millis(one.delay_ms));
     let outcome = run_within(migrate, COMMAND_DEADLINE);
     let job = match &outcome {
@@ -93,7 +93,7 @@ fn carry_out(one: &Move, migrate: Command, mut cancel: Command, said: &Mutex<Sai
         (None, Ok(answer)) => Some(format!("{}{}", answer.out.trim(), answer.err.trim())),
         (None, Err(error)) => Some(format!("{error:#}")),
     };
-    *said.lock().expect("no thread panicked") = Said { answered: true, job, refusal };
+    *answers.lock().expect("no thread panicked") = Answers { answered: true, job, refusal };
     if let (Some(id), Some(ms)) = (id, one.cancel_ms) {
         sleep(Duration::from_millis(ms));
         cancel.arg(id.to_string());

@@ -95,7 +95,7 @@ impl Report {
             *row.broken.entry(case.broken).or_default() += 1;
             self.found.push(Found {
                 run: plan.run,
-                plan: deed.tell(plan),
+                plan: deed.report(plan),
                 case: case.clone(),
                 summaries: summaries.clone(),
                 logs: logs.clone(),
@@ -213,7 +213,7 @@ pub(super) fn line(plan: &Plan, deed: Deed, outcome: &Outcome, took: Duration) -
     };
     let mut jobs: Vec<String> =
         outcome.jobs.iter().map(|job| format!("job {} {} {}", job.id, job.vm_name, job.phase.title())).collect();
-    jobs.extend(outcome.refused.iter().map(|said| format!("refused ({})", first_words(said))));
+    jobs.extend(outcome.refused.iter().map(|output| format!("refused ({})", first_words(output))));
     let silence = outcome.silence.map(|silence| {
         let what = if silence.moved { "hand-over" } else { "silence" };
         format!(" at {:+} ms of a {what} of {} ms", silence.offset_ms, silence.length_ms)
@@ -248,6 +248,6 @@ pub(super) fn line(plan: &Plan, deed: Deed, outcome: &Outcome, took: Duration) -
     text
 }
 
-fn first_words(said: &str) -> String {
-    said.chars().take(160).collect::<String>().replace('\n', " ")
+fn first_words(output: &str) -> String {
+    output.chars().take(160).collect::<String>().replace('\n', " ")
 }

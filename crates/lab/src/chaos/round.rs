@@ -87,7 +87,7 @@ impl Deed {
     }
 
     /// The whole plan in words.
-    pub fn tell(self, plan: &Plan) -> String {
+    pub fn report(self, plan: &Plan) -> String {
         match self {
             Self::Fault => plan.to_string(),
             Self::Sabotage(sabotage) => format!("{} during or after one plain move", sabotage.broken()),
@@ -172,10 +172,10 @@ impl Round<'_> {
         };
         let mut refused = Vec::new();
         for mover in movers {
-            let said = mover.wait();
+            let output = mover.wait();
             // In their state at acceptance, in case the server never answers again.
-            self.jobs.extend(said.job);
-            refused.extend(said.refusal);
+            self.jobs.extend(output.job);
+            refused.extend(output.refusal);
         }
         let patience = if deed == Deed::Fault { PATIENCE } else { PATIENCE_WITH_SABOTAGE };
         let excuses = self.settle(now(), patience)?;
@@ -260,9 +260,9 @@ impl Round<'_> {
         if hit.is_some() && kind.runs_again_soon() {
             self.due = Some((aim.guest, now()));
         }
-        let Some(Hit { told, act, aliased }) = hit else { return Ok((None, at)) };
+        let Some(Hit { description, act, aliased }) = hit else { return Ok((None, at)) };
         (self.act, self.aliased) = (act, aliased);
-        Ok((Some(told), at))
+        Ok((Some(description), at))
     }
 
     /// Whether the state of the move's disk satisfied `is`; false if the job ended first, or at the time limit.

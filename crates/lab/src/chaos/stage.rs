@@ -20,7 +20,7 @@ use crate::{
     host::Host,
     images::{Disk, Place},
     observe::Observer,
-    run::{Said, run_within, wait_for},
+    run::{ProgramOutput, run_within, wait_for},
 };
 
 /// How long a guest may take to boot and be heard.
@@ -81,9 +81,9 @@ impl Stage {
     /// # Errors
     /// The server does not answer in time.
     pub fn jobs_after(&self, after: u64) -> anyhow::Result<Vec<JobView>> {
-        let said = run_within(self.ferry.command(&["--json", "job", "list", "--limit", JOBS_LISTED])?, ASK_DEADLINE)?;
-        ensure!(said.ok(), "ferry job list: {}{}", said.out, said.err);
-        let mut jobs: Vec<JobView> = serde_json::from_str(said.out.trim())?;
+        let output = run_within(self.ferry.command(&["--json", "job", "list", "--limit", JOBS_LISTED])?, ASK_DEADLINE)?;
+        ensure!(output.ok(), "ferry job list: {}{}", output.out, output.err);
+        let mut jobs: Vec<JobView> = serde_json::from_str(output.out.trim())?;
         jobs.retain(|job| job.id.0 > after);
         jobs.sort_by_key(|job| job.id.0);
         Ok(jobs)
@@ -99,7 +99,7 @@ impl Stage {
         // A real machine starts its services once its network is up.
         let connects = format!("exec 3<>/dev/tcp/{FABRIC_IP}/445");
         wait_for("the host reaches the file server", SEEN_DEADLINE, || {
-            self.hosts()[host].try_run(&["timeout", "1", "bash", "-c", &connects]).ok().filter(Said::ok)
+            self.hosts()[host].try_run(&["timeout", "1", "bash", "-c", &connects]).ok().filter(ProgramOutput::ok)
         })?;
         // On a real host the share root is on a disk; libvirt ignores a configured shared file system whose folder does
         // not exist.
@@ -109,7 +109,7 @@ impl Stage {
         let host = &self.hosts()[host];
         let mount = self.ferry.mount_of(host)?.display().to_string();
         wait_for(&format!("the agent of {} mounts the share again", host.name), SEEN_DEADLINE, || {
-            host.try_run(&["mountpoint", "-q", &mount]).ok().filter(Said::ok)
+            host.try_run(&["mountpoint", "-q", &mount]).ok().filter(ProgramOutput::ok)
         })?;
         Ok(())
     }

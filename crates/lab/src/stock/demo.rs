@@ -10,7 +10,7 @@ use super::{
     site::{IMAGES, StockSite, small_ticker},
 };
 use crate::{
-    demo::{Measured, say},
+    demo::{Measured, print_line},
     observe::{judge, now},
 };
 
@@ -30,11 +30,11 @@ struct Document {
 /// # Errors
 /// What could not be done, or which promise was broken.
 pub fn run(json: bool) -> anyhow::Result<()> {
-    say("starting two stock Debian 13 systems and a Debian 12, and installing Ferry's packages there");
+    print_line("starting two stock Debian 13 systems and a Debian 12, and installing Ferry's packages there");
     let site = StockSite::up(&[Trixie, Trixie, Bookworm])?;
     site.add_smb_share("vms")?;
     let nfs = site.add_nfs_share("vault", 2, &[0, 1])?;
-    say("starting a guest on stock3 (Debian 12), its disk on the SMB share");
+    print_line("starting a guest on stock3 (Debian 12), its disk on the SMB share");
     let ticker = small_ticker(VM, 101);
     site.start_guest(&ticker, 2)?;
     let mut proof = Proof { site: &site, migrations: Vec::new() };
@@ -64,14 +64,14 @@ struct Proof<'a> {
 impl Proof<'_> {
     /// Moves the guest, and judges its heartbeats.
     fn migrate(&mut self, what: &str, to: &str, how: &[&str]) -> anyhow::Result<()> {
-        say(&format!("it moves to {to} {what}"));
+        print_line(&format!("it moves to {to} {what}"));
         let begun = now();
         let job = self.site.migrate(VM, to, how)?;
         let moved = now();
         if let Some(figures) = job.figures {
             let (prepared, memory) = (figures.accepted_to_migrate_ms, figures.migrate_ms);
             let after = figures.total_ms.saturating_sub(prepared + memory);
-            say(&format!(
+            print_line(&format!(
                 "moved: {prepared} ms until libvirt's call, {memory} ms in it, {after} ms after; it verifies now"
             ));
         }

@@ -16,7 +16,7 @@ use anyhow::{Context as _, bail};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
-use crate::run::Said;
+use crate::run::ProgramOutput;
 
 /// How long the agent may take to answer a line: an emulated machine with busy processors is slow.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
@@ -47,15 +47,15 @@ impl GuestAgent {
     ///
     /// # Errors
     /// The agent does not answer, or the script has not ended at the deadline (it then keeps running).
-    pub fn run(&self, script: &str, deadline: Duration) -> anyhow::Result<Said> {
-        let said = self.run_to_end(script, deadline);
+    pub fn run(&self, script: &str, deadline: Duration) -> anyhow::Result<ProgramOutput> {
+        let output = self.run_to_end(script, deadline);
         // The agent serves one connection at a time: release it, so that a user of the machine may connect beside a
         // test.
         self.connection.lock().expect("no thread panicked").take();
-        said
+        output
     }
 
-    fn run_to_end(&self, script: &str, deadline: Duration) -> anyhow::Result<Said> {
+    fn run_to_end(&self, script: &str, deadline: Duration) -> anyhow::Result<ProgramOutput> {
         let until = Instant::now() + deadline;
         let started = self.ask(&json!({"execute": "guest-exec", "arguments": {
             "path": "/bin/sh", "arg": ["-c", script], "capture-output": true,
@@ -66,7 +66,7 @@ impl GuestAgent {
             let status = self.ask(&json!({"execute": "guest-exec-status", "arguments": {"pid": pid}}))?;
             if status["exited"] == true {
                 let code = status["exitcode"].as_i64().and_then(|code| i32::try_from(code).ok());
-                return Ok(Said { code, out: text(&status["out-data"])?, err: text(&status["err-data"])? });
+                return Ok(ProgramOutput { code, out: text(&status["out-data"])?, err: text(&status["err-data"])? });
             }
             if Instant::now() > until {
                 bail!("{script:?} did not end within {} s", deadline.as_secs());
@@ -168,8 +168,8 @@ mod tests {
             let ended = "{\"return\": {\"exited\": true, \"exitcode\": 3, \"out-data\": \"Zm9v\"}}";
             writeln!(stream.get_mut(), "{ended}").expect("written");
         });
-        let said = GuestAgent::new(&socket).run("true", Duration::from_secs(5)).expect("it ends");
-        assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (Some(3), "foo", ""));
+        let output = GuestAgent::new(&socket).run("true", Duration::from_secs(5)).expect("it ends");
+        assert_eq!((output.code, output.out.as_str(), output.err.as_str()), (Some(3), "foo", ""));
         served.join().expect("as it was");
         std::fs::remove_dir_all(folder).expect("removed");
     }

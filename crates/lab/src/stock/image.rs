@@ -147,7 +147,7 @@ fn start_once(image: &Image, work: &Path) -> anyhow::Result<()> {
     wait_for("the new system has started", emulator::BOOT_WITHIN, || {
         (!program.runs() || agent.answers(ANSWER_WITHIN)).then_some(())
     })?;
-    ensure!(program.runs(), "The new system does not run: {}", program.said());
+    ensure!(program.runs(), "The new system does not run: {}", program.output());
     let started = agent.run("systemctl is-system-running --wait", emulator::BOOT_WITHIN)?;
     ensure!(started.out.contains("running"), "The new system is {}", started.out.trim());
     let forget = "rm -rf /var/log/journal /var/lib/systemd/random-seed && \
@@ -186,8 +186,8 @@ fn furnish(root: &Path) -> anyhow::Result<()> {
 
 /// The settings with which this machine's apt fetches packages (proxies, checks); the new system needs them as well.
 fn apt_options() -> anyhow::Result<Vec<String>> {
-    let said = run("apt-config", &["dump", "--no-empty"])?;
+    let output = run("apt-config", &["dump", "--no-empty"])?;
     let fetches = ["Acquire::Check-", "Acquire::http", "Acquire::https", "Acquire::Retries"];
-    let lines = said.lines().filter(|line| fetches.iter().any(|start| line.starts_with(start)));
+    let lines = output.lines().filter(|line| fetches.iter().any(|start| line.starts_with(start)));
     Ok(lines.map(|line| line.trim_end_matches(';').to_owned()).collect())
 }

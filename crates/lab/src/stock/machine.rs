@@ -22,7 +22,7 @@ use crate::{
     lab::Lab,
     observe::now,
     program::Program,
-    run::{DEADLINE, Said, checked, run, wait_for},
+    run::{DEADLINE, ProgramOutput, checked, run, wait_for},
 };
 
 /// The migration network of the hosts, separate from the network of guests and server.
@@ -109,10 +109,10 @@ impl Machine {
             (!program.runs() || agent.answers(PING_WITHIN)).then_some(())
         });
         answered.with_context(|| self.console())?;
-        ensure!(self.program.runs(), "{} does not run: {}", self.name, self.program.said());
+        ensure!(self.program.runs(), "{} does not run: {}", self.name, self.program.output());
         // `is-system-running` waits for all services that start at boot, including libvirt's.
-        let said = self.try_run("systemctl is-system-running --wait", BOOT_WITHIN)?;
-        ensure!(said.out.contains("running"), "{} is {}: {}", self.name, said.out.trim(), self.failed_units());
+        let output = self.try_run("systemctl is-system-running --wait", BOOT_WITHIN)?;
+        ensure!(output.out.contains("running"), "{} is {}: {}", self.name, output.out.trim(), self.failed_units());
         Ok(())
     }
 
@@ -145,16 +145,16 @@ impl Machine {
     /// # Errors
     /// Its output.
     pub fn run(&self, line: &str) -> anyhow::Result<String> {
-        let said = self.try_run(line, LINE_WITHIN)?;
-        ensure!(said.ok(), "{}: {line:?} ended with {:?}: {}{}", self.name, said.code, said.out, said.err);
-        Ok(said.out)
+        let output = self.try_run(line, LINE_WITHIN)?;
+        ensure!(output.ok(), "{}: {line:?} ended with {:?}: {}{}", self.name, output.code, output.out, output.err);
+        Ok(output.out)
     }
 
     /// Runs a shell command in the machine; it may fail.
     ///
     /// # Errors
     /// It has not ended at the deadline.
-    pub fn try_run(&self, line: &str, deadline: Duration) -> anyhow::Result<Said> {
+    pub fn try_run(&self, line: &str, deadline: Duration) -> anyhow::Result<ProgramOutput> {
         self.agent.run(line, deadline).with_context(|| format!("{} runs {line:?}", self.name))
     }
 
@@ -208,11 +208,11 @@ impl Machine {
     }
 
     fn failed_units(&self) -> String {
-        let said = self.try_run(
+        let output = self.try_run(
             "systemctl --failed --no-legend --plain; journalctl -q -b -u lab -n 20; journalctl -q -b -p err -n 20",
             LINE_WITHIN,
         );
-        said.map(|said| said.out).unwrap_or_else(|error| format!("{error:#}"))
+        output.map(|output| output.out).unwrap_or_else(|error| format!("{error:#}"))
     }
 }
 

@@ -180,8 +180,8 @@ impl StockSite {
     /// # Errors
     /// It is not mounted.
     pub fn smb_mount(&self, machine: usize) -> anyhow::Result<PathBuf> {
-        let said = self.machines[machine].run("findmnt -n -t cifs -o TARGET")?;
-        Ok(said.lines().next().context("No share is mounted")?.trim().into())
+        let output = self.machines[machine].run("findmnt -n -t cifs -o TARGET")?;
+        Ok(output.lines().next().context("No share is mounted")?.trim().into())
     }
 
     /// Starts a guest on a machine, with its files on the file server's share; returns when it is heard and Ferry lists
@@ -276,10 +276,10 @@ impl StockSite {
     pub fn job(&self, words: &[&str]) -> anyhow::Result<JobView> {
         let mut all = vec!["--json"];
         all.extend(words);
-        let said = run_within(self.ferry.command(&all)?, MOVE_WITHIN)?;
-        ensure!(said.ok(), "ferry {} ended with {:?}: {}{}", words.join(" "), said.code, said.out, said.err);
-        serde_json::from_str(said.out.lines().last().unwrap_or_default())
-            .with_context(|| format!("It said {}", said.out))
+        let output = run_within(self.ferry.command(&all)?, MOVE_WITHIN)?;
+        ensure!(output.ok(), "ferry {} ended with {:?}: {}{}", words.join(" "), output.code, output.out, output.err);
+        serde_json::from_str(output.out.lines().last().unwrap_or_default())
+            .with_context(|| format!("It said {}", output.out))
     }
 
     /// Checks that nothing was denied on any machine.
@@ -367,12 +367,12 @@ pub fn small_ticker(name: &str, address: u8) -> Ticker {
 fn install_agent(machine: &Machine, package: &Path) -> anyhow::Result<String> {
     let path = machine.give(package)?;
     // The package's dependencies are installed: no other package is needed, and none could be downloaded.
-    let said = machine.try_run(&format!("dpkg -i {path}"), INSTALL_WITHIN)?;
-    ensure!(said.ok(), "dpkg -i {path} ended with {:?}: {}{}", said.code, said.out, said.err);
+    let output = machine.try_run(&format!("dpkg -i {path}"), INSTALL_WITHIN)?;
+    ensure!(output.ok(), "dpkg -i {path} ended with {:?}: {}{}", output.code, output.out, output.err);
     let line = format!("ferry-agent setup --listen {}:7421 --yes", machine.ip);
-    let said = machine.try_run(&line, INSTALL_WITHIN)?;
-    ensure!(said.ok(), "{line} ended with {:?}: {}{}", said.code, said.out, said.err);
-    let token = said.out.lines().last().context("ferry-agent setup printed no token")?.to_owned();
+    let output = machine.try_run(&line, INSTALL_WITHIN)?;
+    ensure!(output.ok(), "{line} ended with {:?}: {}{}", output.code, output.out, output.err);
+    let token = output.out.lines().last().context("ferry-agent setup printed no token")?.to_owned();
     // VMs move over a separate network.
     machine.run(&format!(
         "sed -i 's/^data_address = .*/data_address = \"{}\"/' /etc/ferry/agent.toml",

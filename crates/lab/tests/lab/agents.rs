@@ -237,10 +237,10 @@ fn the_way_to_the_other_libvirt_is_open_to_nothing_but_this_move() {
     let socket = found.lines().next().expect("the source listens where libvirt will connect");
     let uri = format!("qemu+unix:///system?socket={socket}");
     // The source's administrator connects in libvirt's place.
-    let said = host.try_run(&["timeout", "20", "virsh", "-c", &uri, "list", "--all"]).expect("it ends");
-    assert!(!said.ok() && !said.out.contains("Id"), "{said:?}");
-    assert!(said.err.contains("refused libvirt call"), "libvirt tells why: {said:?}");
-    let refused = |agent: &Agent| agent.program.said().contains("Refused libvirt call");
+    let output = host.try_run(&["timeout", "20", "virsh", "-c", &uri, "list", "--all"]).expect("it ends");
+    assert!(!output.ok() && !output.out.contains("Id"), "{output:?}");
+    assert!(output.err.contains("refused libvirt call"), "libvirt tells why: {output:?}");
+    let refused = |agent: &Agent| agent.program.output().contains("Refused libvirt call");
     assert!(bench.agents.iter().any(refused), "nobody said that it was refused");
     bench.talk(async |bench| {
         for (_, client) in bench.clients().into_iter().rev() {

@@ -9,7 +9,7 @@ use ferry_lab::{
     guest::Ticker,
     host::{Host, libvirt_daemon},
     observe::{Observer, judge, now},
-    run::{Said, wait_for},
+    run::{ProgramOutput, wait_for},
 };
 
 const BOOT: Duration = Duration::from_secs(90);
@@ -56,8 +56,8 @@ fn with_guests(hosts: usize, environment: &[(&str, &str)], names: &[&str]) -> (O
 fn move_until_complete(ferry: &Ferry, to: &str, how: &[&str]) -> JobView {
     let job: JobView = ferry.json(&[&["vm", "migrate", "ticker", "--to", to], how].concat()).expect("begun");
     wait_for("its copy is complete", ENDS_WITHIN, || {
-        let said = ferry.lab.host(to).virsh(&["domstate", "ticker", "--reason"]).unwrap_or_default();
-        (said.starts_with("paused") && !said.contains("migrat") && !said.contains("start")).then_some(())
+        let output = ferry.lab.host(to).virsh(&["domstate", "ticker", "--reason"]).unwrap_or_default();
+        (output.starts_with("paused") && !output.contains("migrat") && !output.contains("start")).then_some(())
     })
     .expect("complete");
     job
@@ -184,8 +184,8 @@ fn a_vm_runs_again_by_itself_when_its_sources_carrier_was_killed_in_the_hand_ove
     let taken = ferry.take_disk(source, "ticker").expect("locked");
     kill(source, "ferry-agent carry");
     wait_for("libvirt has tried in vain", ENDS_WITHIN, || {
-        let said = source.virsh(&["domstate", "ticker", "--reason"]).unwrap_or_default();
-        said.contains("api error").then_some(())
+        let output = source.virsh(&["domstate", "ticker", "--reason"]).unwrap_or_default();
+        output.contains("api error").then_some(())
     })
     .expect("it stands still");
     let ended = ferry.wait_job(job.id, "the job ends", ENDS_WITHIN, |job| job.phase.ended()).expect("it ends");
@@ -230,7 +230,7 @@ fn a_vm_that_was_moved_on_by_hand_to_a_host_that_nobody_knows_is_not_the_sources
     ferry.must(&["job", "dismiss", &job.id.to_string()]).expect("dismissed");
     ferry.lab.host("kvm1").run(&command).expect("released");
     // The administrator has declared that the source has it. The host mounts its share meanwhile.
-    wait_for("it starts", SECONDS_30, || Said::ok(&starts()).then_some(()))
+    wait_for("it starts", SECONDS_30, || ProgramOutput::ok(&starts()).then_some(()))
         .unwrap_or_else(|_| panic!("{:?}", starts()));
     observer.wait_on("ticker", "kvm1", BOOT).expect("it runs at the source");
 }
@@ -259,14 +259,15 @@ fn a_vm_that_was_run_by_hand_and_shut_off_is_not_taken_away_when_its_source_come
     let disk = list.split_whitespace().find(|word| word.starts_with('/')).expect("a disk").to_owned();
     power_on(&mut ferry);
     wait_for("what the job left is looked at", ENDS_WITHIN, || {
-        ferry.server.said().contains("What a dismissed job left is the destination's").then_some(())
+        ferry.server.output().contains("What a dismissed job left is the destination's").then_some(())
     })
     .expect("looked at");
     let there = ferry.lab.host("kvm2");
     assert_eq!(there.virsh(&["list", "--all", "--name"]).expect("listed").trim(), "ticker");
     there.run(&["test", "-f", &disk]).expect("its disk is there");
-    let said = ferry.lab.host("kvm1").try_run(&["virsh", "-c", "qemu:///system", "start", "ticker"]).expect("it ends");
-    assert!(!Said::ok(&said) && said.err.contains("held by Ferry"), "{said:?}");
+    let output =
+        ferry.lab.host("kvm1").try_run(&["virsh", "-c", "qemu:///system", "start", "ticker"]).expect("it ends");
+    assert!(!ProgramOutput::ok(&output) && output.err.contains("held by Ferry"), "{output:?}");
     there.virsh(&["start", "ticker"]).expect("it starts where it ran last");
     judge(&observer.heard("ticker").into_iter().filter(|heard| heard.at >= begun).collect::<Vec<_>>())
         .expect("nothing was lost");

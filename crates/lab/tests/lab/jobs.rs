@@ -74,7 +74,7 @@ fn six_vms_move_at_once_with_never_more_than_two_live_moves_on_a_host() {
     let job: JobView = ferry.json(&line).expect("they move");
     assert_eq!((job.phase, job.children.len()), (Phase::Succeeded, 6), "{job:#?}");
     let seen = wait_for("libvirt tells of six arrivals", SECONDS_30, || {
-        let seen = arrivals(&events.said());
+        let seen = arrivals(&events.output());
         (seen.len() == 6).then_some(seen)
     });
     let seen = seen.expect("six");
@@ -97,8 +97,8 @@ fn wherever_the_management_channel_is_cut_the_vm_runs_once() {
     observer.wait_on("ticker", "kvm1", BOOT).expect("it boots");
 
     let cuts = |ferry: &Ferry| -> usize {
-        let said = ferry.agents.iter().map(|agent| agent.program.said());
-        said.map(|said| said.matches("a test cut the channel before").count()).sum()
+        let output = ferry.agents.iter().map(|agent| agent.program.output());
+        output.map(|output| output.matches("a test cut the channel before").count()).sum()
     };
     let mut outcomes = Vec::new();
     let mut verified = 0;
@@ -113,9 +113,9 @@ fn wherever_the_management_channel_is_cut_the_vm_runs_once() {
             let to = if from == "kvm1" { "kvm2" } else { "kvm1" };
             let before = cuts(&ferry);
             let begun = Instant::now();
-            let said = ferry.ferry(&["--json", "vm", "migrate", "ticker", "--to", to, "--wait"]).expect("it ends");
-            let text = said.out.lines().last().unwrap_or_default();
-            let job: JobView = serde_json::from_str(text).unwrap_or_else(|_| panic!("no job: {said:?}"));
+            let output = ferry.ferry(&["--json", "vm", "migrate", "ticker", "--to", to, "--wait"]).expect("it ends");
+            let text = output.out.lines().last().unwrap_or_default();
+            let job: JobView = serde_json::from_str(text).unwrap_or_else(|_| panic!("no job: {output:?}"));
             let ended = [Phase::Succeeded, Phase::Failed].contains(&job.phase);
             assert!(ended, "cut before {direction} {number}: {job:#?}");
             let here = if job.phase == Phase::Succeeded { to } else { &from };

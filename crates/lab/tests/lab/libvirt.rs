@@ -121,35 +121,35 @@ fn an_old_libvirt_moves_a_vm_on_ferrys_word_alone() {
     home.virsh(&["define", "/run/cached.xml"]).expect("defined");
     home.virsh(&["start", "cached"]).expect("started");
     observer.wait_on("cached", "kvm1", BOOT).expect("it boots");
-    let said = ferry.ferry(&["--json", "vm", "migrate", "cached", "--to", "kvm2", "--wait"]).expect("it ends");
-    let problem: Problem = serde_json::from_str(said.out.lines().last().unwrap_or_default())
-        .unwrap_or_else(|error| panic!("{error}: {said:?}"));
+    let output = ferry.ferry(&["--json", "vm", "migrate", "cached", "--to", "kvm2", "--wait"]).expect("it ends");
+    let problem: Problem = serde_json::from_str(output.out.lines().last().unwrap_or_default())
+        .unwrap_or_else(|error| panic!("{error}: {output:?}"));
     let blocking: Vec<_> = problem.findings.iter().map(|finding| (finding.id, finding.object.as_str())).collect();
     assert!(blocking.contains(&(FindingId::HostRelease, "cached vda")), "{problem:?}");
     observer.wait_on("cached", "kvm1", SECONDS_20).expect("it runs where it was");
 }
 
 /// QEMU reports disk errors once a second at most.
-const ERRORS_TOLD: Duration = Duration::from_secs(1);
+const ERRORS_REPORTED: Duration = Duration::from_secs(1);
 /// A busy machine may need more than that for the steps between two errors.
 const ATTEMPTS: u32 = 5;
 const STOPPED_BY_AN_ERROR: &str = "paused (I/O error)";
 
 /// Starts a guest whose disk has no space, makes it fail twice within a second, and resumes it with free space. Returns
 /// whether libvirt then takes it for stopped although it is heard.
-fn is_told_late(host: &Host, ticker: &Ticker, observer: &Observer) -> bool {
+fn is_reported_late(host: &Host, ticker: &Ticker, observer: &Observer) -> bool {
     let state =
-        || host.virsh(&["domstate", "--reason", "ticker"]).map(|said| said.trim().to_owned()).unwrap_or_default();
+        || host.virsh(&["domstate", "--reason", "ticker"]).map(|output| output.trim().to_owned()).unwrap_or_default();
     host.fill(64 << 10).expect("it is full");
     host.virsh(&["start", "ticker"]).expect("started");
     wait_for("it finds no room", BOOT, || (state() == STOPPED_BY_AN_ERROR).then_some(())).expect("it stops");
     host.virsh(&["resume", "ticker"]).expect("it runs");
     // libvirt learns that it stopped, but not why.
-    wait_for("it finds none again", ERRORS_TOLD, || state().starts_with("paused").then_some(()))
+    wait_for("it finds none again", ERRORS_REPORTED, || state().starts_with("paused").then_some(()))
         .expect("it stops again");
     host.unfill().expect("there is room");
     host.virsh(&["resume", "ticker"]).expect("it runs");
-    let late = wait_for("libvirt hears late", ERRORS_TOLD * 2, || {
+    let late = wait_for("libvirt hears late", ERRORS_REPORTED * 2, || {
         (state() == STOPPED_BY_AN_ERROR && observer.runs_on("ticker") == [host.name.as_str()]).then_some(())
     });
     if late.is_err() {
@@ -171,7 +171,7 @@ fn a_vm_that_runs_and_of_whose_disks_error_libvirt_hears_late_is_seen_to_run() {
     let definition = ticker.prepare(&ferry.lab, &ferry.files.share, &mount).expect("prepared");
     fs::write(home.path("/run/ticker.xml"), definition).expect("written");
     home.virsh(&["define", "/run/ticker.xml"]).expect("defined");
-    assert!((0..ATTEMPTS).any(|_| is_told_late(home, &ticker, &observer)), "libvirt never took it for stopped");
+    assert!((0..ATTEMPTS).any(|_| is_reported_late(home, &ticker, &observer)), "libvirt never took it for stopped");
 
     let shown = || ferry.json::<VmView>(&["vm", "show", "ticker"]).expect("shown").facts.state;
     wait_for("it is seen to run", SECONDS_20, || (shown() == VmState::Running).then_some(())).expect("it is");

@@ -106,9 +106,9 @@ fn a_lost_finish_reply_fails_the_job_and_the_vm_stays_and_is_held_meanwhile() {
     let observer = Observer::start(&ferry.lab).expect("observers");
     start_ticker(&ferry, &ticker, 0).expect("a guest");
     observer.wait_on("ticker", "kvm1", BOOT).expect("it boots");
-    let said = ferry.ferry(&["--json", "vm", "migrate", "ticker", "--to", "kvm2", "--wait"]).expect("it ends");
-    assert_eq!(said.code, Some(1), "{said:?}");
-    let job: JobView = serde_json::from_str(said.out.lines().last().unwrap_or_default()).expect("the job");
+    let output = ferry.ferry(&["--json", "vm", "migrate", "ticker", "--to", "kvm2", "--wait"]).expect("it ends");
+    assert_eq!(output.code, Some(1), "{output:?}");
+    let job: JobView = serde_json::from_str(output.out.lines().last().unwrap_or_default()).expect("the job");
     assert_eq!(job.phase, Phase::Failed, "{job:?}");
     assert!(job.summary.contains("kvm1"), "it says where the VM is: {}", job.summary);
     observer.wait_on("ticker", "kvm1", SECONDS_20).expect("it goes on at the source");
@@ -124,9 +124,9 @@ fn a_vm_whose_disk_something_else_has_at_the_destination_runs_on_at_the_source()
     let (observer, ferry) = with_guest(&ticker);
     let away = &ferry.lab.hosts[1];
     let taken = ferry.take_disk(away, "ticker").expect("locked");
-    let said = ferry.ferry(&["--json", "vm", "migrate", "ticker", "--to", "kvm2", "--wait"]).expect("it ends");
-    assert_eq!(said.code, Some(1), "{said:?}");
-    let job: JobView = serde_json::from_str(said.out.lines().last().unwrap_or_default()).expect("the job");
+    let output = ferry.ferry(&["--json", "vm", "migrate", "ticker", "--to", "kvm2", "--wait"]).expect("it ends");
+    assert_eq!(output.code, Some(1), "{output:?}");
+    let job: JobView = serde_json::from_str(output.out.lines().last().unwrap_or_default()).expect("the job");
     assert_eq!(job.phase, Phase::Failed, "{job:?}");
     for words in ["vda", &taken.path, "Failed to get", "lock", "fuser -v", "the VM runs at the source"] {
         assert!(job.summary.contains(words), "{words}: {}", job.summary);
@@ -152,8 +152,8 @@ fn a_held_vm_cannot_be_started_by_anyone() {
     host.virsh(&["destroy", "ticker"]).expect("stopped");
     let hold = host.path("/run/ferry-agent/holds").join(ticker.uuid.to_string());
     fs::write(&hold, "job 7 moves it").expect("held");
-    let said = host.try_run(&["virsh", "-c", "qemu:///system", "start", "ticker"]).expect("it runs");
-    assert!(!said.ok() && said.err.contains("job 7"), "{said:?}");
+    let output = host.try_run(&["virsh", "-c", "qemu:///system", "start", "ticker"]).expect("it runs");
+    assert!(!output.ok() && output.err.contains("job 7"), "{output:?}");
     fs::remove_file(hold).expect("let go");
     host.virsh(&["start", "ticker"]).expect("it starts");
 }
@@ -164,18 +164,18 @@ type Row<'a> = (&'a [&'a str], FindingId, &'a [&'a str]);
 fn refused(ferry: &Ferry, (line, id, words): &Row<'_>) {
     let mut all = vec!["--json"];
     all.extend(*line);
-    let said = ferry.ferry(&all).expect("it ends");
-    assert!(!said.ok(), "{line:?} was taken: {said:?}");
-    let text = said.out.lines().last().unwrap_or_default();
-    let problem: Problem = serde_json::from_str(text).unwrap_or_else(|_| panic!("{line:?}: no problem in {said:?}"));
+    let output = ferry.ferry(&all).expect("it ends");
+    assert!(!output.ok(), "{line:?} was taken: {output:?}");
+    let text = output.out.lines().last().unwrap_or_default();
+    let problem: Problem = serde_json::from_str(text).unwrap_or_else(|_| panic!("{line:?}: no problem in {output:?}"));
     let finding = problem
         .findings
         .iter()
         .find(|finding| finding.id == *id)
         .unwrap_or_else(|| panic!("{line:?}: no {id} in {problem:?}"));
-    let told = format!("{} {} {}", finding.object, finding.message, finding.fix);
+    let text = format!("{} {} {}", finding.object, finding.message, finding.fix);
     for word in *words {
-        assert!(told.contains(word), "{line:?}: {word:?} is not in {told}");
+        assert!(text.contains(word), "{line:?}: {word:?} is not in {text}");
     }
 }
 

@@ -143,8 +143,8 @@ fn libvirt_passes_the_hypervisor_suite() {
         .args(["libvirt_passes_the_suite", "--ignored", "--nocapture"])
         .env("FERRY_CONFORMANCE_SOURCE", root(0))
         .env("FERRY_CONFORMANCE_DESTINATION", root(1));
-    let said = run_within(suite, Duration::from_secs(560)).expect("it ends");
-    assert!(said.ok() && said.out.contains("1 passed"), "{}{}", said.out, said.err);
+    let output = run_within(suite, Duration::from_secs(560)).expect("it ends");
+    assert!(output.ok() && output.out.contains("1 passed"), "{}{}", output.out, output.err);
 }
 
 /// The newest build of the drivers' suite.

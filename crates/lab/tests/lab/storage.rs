@@ -50,8 +50,8 @@ fn disk(ferry: &Ferry) -> String {
 
 /// The allocated size of the host's file; `None` if it does not exist.
 fn takes(ferry: &Ferry, path: &str) -> Option<u64> {
-    let said = ferry.lab.hosts[0].try_run(&["stat", "-c", "%b", path]).expect("run");
-    said.ok().then(|| said.out.trim().parse::<u64>().expect("a number") * 512)
+    let output = ferry.lab.hosts[0].try_run(&["stat", "-c", "%b", path]).expect("run");
+    output.ok().then(|| output.out.trim().parse::<u64>().expect("a number") * 512)
 }
 
 #[test]

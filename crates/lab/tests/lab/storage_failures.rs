@@ -40,9 +40,9 @@ fn a_place_that_gets_full_in_the_middle_fails_the_job_and_not_the_vm() {
     let old = site.disk("vda").expect("a disk");
     // A move that needs too much space is refused, with the full folder in the message.
     site.host().fill(8 << 20).expect("filled");
-    let said = site.ferry.ferry(&["vm", "move-storage", VM, "--to", LOCAL, "--dry-run"]).expect("run");
-    let told = format!("{}{}", said.out, said.err);
-    assert!(told.contains(&format!("MiB are free in {LOCAL}")) && !told.contains("disk.raw."), "{told}");
+    let output = site.ferry.ferry(&["vm", "move-storage", VM, "--to", LOCAL, "--dry-run"]).expect("run");
+    let text = format!("{}{}", output.out, output.err);
+    assert!(text.contains(&format!("MiB are free in {LOCAL}")) && !text.contains("disk.raw."), "{text}");
     site.host().unfill().expect("emptied");
 
     let job = site.start_move(&["--to", LOCAL, "--bandwidth", "8"]).expect("accepted");
@@ -114,9 +114,9 @@ fn a_cancelled_move_leaves_the_old_file_until_it_is_too_late() {
     // The disk is being pivoted: it is too late.
     let job = site.start_move(&["--disk", &wanted]).expect("accepted");
     site.wait_written(job.id, "switching").expect("it is");
-    let said = cancel(&job);
+    let output = cancel(&job);
     let ended = site.wait_ended(job.id).expect("it ends");
-    assert_eq!(ended.phase, Phase::Succeeded, "{said:?} {ended:#?}");
+    assert_eq!(ended.phase, Phase::Succeeded, "{output:?} {ended:#?}");
     assert_eq!(site.disk("vda").expect("a disk"), new);
     assert!(!site.real(&old).exists(), "{old} is left");
     site.verify().expect("verified");

@@ -58,8 +58,8 @@ fn disk_of(ferry: &Ferry, host: &str) -> String {
 
 /// The allocated size of a host's file; `None` if it does not exist.
 fn takes(ferry: &Ferry, host: &str, path: &str) -> Option<u64> {
-    let said = ferry.lab.host(host).try_run(&["stat", "-c", "%b", path]).expect("run");
-    said.ok().then(|| said.out.trim().parse::<u64>().expect("a number") * 512)
+    let output = ferry.lab.host(host).try_run(&["stat", "-c", "%b", path]).expect("run");
+    output.ok().then(|| output.out.trim().parse::<u64>().expect("a number") * 512)
 }
 
 #[test]
@@ -251,10 +251,10 @@ fn two_disks_move_along_whatever_was_cancelled_or_got_full_before() {
         (now().saturating_sub(last.at) > Duration::from_millis(1500)).then_some(())
     });
     silent.expect("it stands still");
-    let said = cancel(&job);
+    let output = cancel(&job);
     let ended = wait_job(&ferry, &job, "it ends", |job| job.phase.ended());
-    assert_eq!(ended.phase, Phase::Succeeded, "{said:?} {ended:#?}");
-    assert!(!said.ok(), "it was too late: {said:?}");
+    assert_eq!(ended.phase, Phase::Succeeded, "{output:?} {ended:#?}");
+    assert!(!output.ok(), "it was too late: {output:?}");
     observer.wait_on("ticker", "kvm1", SECONDS_30).expect("it runs there alone");
     assert_eq!((files_on(&ferry, "kvm1").len(), files_on(&ferry, "kvm2").len()), (2, 0));
     observer.wait_verified("ticker", 1, VERIFY).expect("verified");

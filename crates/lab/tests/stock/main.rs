@@ -97,8 +97,8 @@ fn smoke_a_vm_moves_there_and_back_while_agents_are_restarted_and_upgraded() {
 
 /// Whether the VMs of the machine run under AppArmor profiles of their own.
 fn confined(machine: &Machine) -> bool {
-    let said = machine.run("cat /proc/$(pgrep -f guest=ticker -o)/attr/current 2>/dev/null || true").expect("asked");
-    said.starts_with("libvirt-") && said.contains("enforce")
+    let output = machine.run("cat /proc/$(pgrep -f guest=ticker -o)/attr/current 2>/dev/null || true").expect("asked");
+    output.starts_with("libvirt-") && output.contains("enforce")
 }
 
 #[test]
@@ -162,8 +162,8 @@ fn what_keeps_a_vm_from_moving_is_said(site: &StockSite) {
     for name in ["stock1", "stock2"] {
         site.ferry.must(&["share", "attach", "vms", "--host", name, "--at", "/srv/ferry/own"]).expect("adopted");
     }
-    let said = site.ferry.server.said();
-    assert!(said.contains("QEMU's locks do not work on a share"), "the trial of the locks saw it as well: {said}");
+    let output = site.ferry.server.output();
+    assert!(output.contains("QEMU's locks do not work on a share"), "the trial of the locks saw it as well: {output}");
     site.start_guest(&small_ticker("ticker", 101), 0).expect("a guest");
     let locks: Vec<Finding> = against(site).into_iter().filter(|found| found.id == FindingId::ShareLocks).collect();
     assert_eq!(locks.len(), 2, "each host's mount: {locks:#?}");

@@ -28,7 +28,7 @@ const NOTICED_WITHIN: Duration = Duration::from_secs(120);
 const NFS_WITHIN: Duration = Duration::from_secs(400);
 
 /// Waits for a finding of this kind against the guest's move to the other machine.
-fn wait_until_told(site: &StockSite, id: FindingId) -> Finding {
+fn noticed(site: &StockSite, id: FindingId) -> Finding {
     wait_for_finding(site, id, true, NOTICED_WITHIN).expect("it was waited for")
 }
 
@@ -45,9 +45,9 @@ pub(crate) fn vms_outlive_their_file_servers_and_ferry_says_what_is_wrong_with_t
     site.ferry.must(&["share", "add", "vms", &files.unc()]).expect("added");
     let wrong = site.ferry.password_file("not the password").expect("written");
     let line = ["--json", "share", "attach", "vms", "--host", "stock1", "--user", USER, "--password-file", &wrong];
-    let said = site.ferry.ferry(&line).expect("it ends");
-    let problem: Problem = serde_json::from_str(said.out.lines().last().unwrap_or_default())
-        .unwrap_or_else(|error| panic!("{error}: {said:?}"));
+    let output = site.ferry.ferry(&line).expect("it ends");
+    let problem: Problem = serde_json::from_str(output.out.lines().last().unwrap_or_default())
+        .unwrap_or_else(|error| panic!("{error}: {output:?}"));
     let ids: Vec<FindingId> = problem.findings.iter().map(|finding| finding.id).collect();
     assert_eq!(ids, [FindingId::SharePassword], "{problem:#?}");
     site.attach_smb_share("vms", PASSWORD).expect("mounted");
@@ -57,10 +57,11 @@ pub(crate) fn vms_outlive_their_file_servers_and_ferry_says_what_is_wrong_with_t
     // A failover that takes a minute.
     files.stop().expect("stopped");
     let stopped = Instant::now();
-    let told = wait_until_told(site, FindingId::ShareUnreachable);
+    let finding = noticed(site, FindingId::ShareUnreachable);
     assert!(
-        told.message.to_string().contains("cannot use share vms") && told.fix.to_string().contains("fs1.ferry.lab"),
-        "{told:#?}"
+        finding.message.to_string().contains("cannot use share vms")
+            && finding.fix.to_string().contains("fs1.ferry.lab"),
+        "{finding:#?}"
     );
     let both = || against(site).iter().filter(|finding| finding.id == FindingId::ShareUnreachable).count() == 2;
     wait_for("it is said once for each host", NOTICED_WITHIN, || both().then_some(()))
@@ -75,11 +76,11 @@ pub(crate) fn vms_outlive_their_file_servers_and_ferry_says_what_is_wrong_with_t
     files.set_password("another password").expect("changed");
     files.stop().expect("stopped");
     files.start_daemon(&site.ferry.lab).expect("it serves again");
-    let told = wait_until_told(site, FindingId::SharePassword);
+    let finding = noticed(site, FindingId::SharePassword);
     // The steps of the fix, in order: first the old password again, …
     assert!(
-        told.fix.to_string().starts_with("Make the file server accept the password of the mount again"),
-        "{told:#?}"
+        finding.fix.to_string().starts_with("Make the file server accept the password of the mount again"),
+        "{finding:#?}"
     );
     files.set_password(PASSWORD).expect("changed back");
     verified(site, "ticker");
@@ -103,8 +104,8 @@ pub(crate) fn vms_outlive_their_file_servers_and_ferry_says_what_is_wrong_with_t
 pub(crate) fn nfs_is_kept_by_the_kernels_own_server_and_client(machine: &Machine) {
     let program = std::env::var("FERRY_LAB_NFS_TESTS").expect("`cargo xtask test --stock` says where the tests are");
     let place = machine.give(Path::new(&program)).expect("given");
-    let said = machine.try_run(&format!("{place} --ignored --test-threads 1"), NFS_WITHIN).expect("it ends");
-    assert!(said.ok(), "{}{}", said.out, said.err);
+    let output = machine.try_run(&format!("{place} --ignored --test-threads 1"), NFS_WITHIN).expect("it ends");
+    assert!(output.ok(), "{}{}", output.out, output.err);
     // No test was skipped.
-    assert!(said.out.contains("test result: ok. 3 passed; 0 failed; 0 ignored"), "{}", said.out);
+    assert!(output.out.contains("test result: ok. 3 passed; 0 failed; 0 ignored"), "{}", output.out);
 }
