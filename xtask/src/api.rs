@@ -21,7 +21,7 @@ const REQUESTS: &str = "100";
 const STREAM: &str = "/api/v1/events";
 /// How long the server may take to start.
 const START_WITHIN: Duration = Duration::from_secs(20);
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_EVERY: Duration = Duration::from_millis(50);
 
 /// A server with an empty state, ended when dropped.
 struct Server {
@@ -44,7 +44,7 @@ impl Server {
         let until = Instant::now() + START_WITHIN;
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             ensure!(Instant::now() < until, "ferry-server did not listen within {START_WITHIN:?}");
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep(POLL_EVERY);
         }
         Ok(server)
     }

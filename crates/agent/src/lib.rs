@@ -149,7 +149,7 @@ impl Agent {
         });
         let finder = Arc::clone(&agent);
         tokio::spawn(async move { finder.migrations.find_again(&finder.locks).await });
-        tokio::spawn(stalls::look_after(Arc::downgrade(&agent)));
+        tokio::spawn(stalls::watch(Arc::downgrade(&agent)));
         Ok(agent)
     }
 

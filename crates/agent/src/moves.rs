@@ -107,7 +107,7 @@ impl Agent {
             let report = kind.act(job, generation, verb).await?;
             if matches!(verb, Verb::Define | Verb::Confirm(_)) {
                 // libvirt sends no event when autostart is set or a VM uses another file.
-                agent.observer.look_again().await;
+                agent.observer.refresh().await;
             }
             Ok(report)
         };
@@ -140,7 +140,7 @@ impl Agent {
                 Some(kind) => kind.release(job, generation).await?,
                 None => agent.ended.remember(job, generation)?,
             }
-            agent.observer.look_again().await;
+            agent.observer.refresh().await;
             Ok(())
         };
         self.serialized(job, release).await

@@ -26,9 +26,9 @@ use crate::{chains::Chains, config::Config, host, shares::Shares};
 /// Longest wait of a request for news.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
 /// How long a newly started agent may take for its first poll.
-const FIRST_LOOK: Duration = Duration::from_secs(5);
+const FIRST_POLL: Duration = Duration::from_secs(5);
 /// Poll interval without events: libvirt may have been restarted, and memory changes without an event.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const POLL_EVERY: Duration = Duration::from_secs(2);
 /// Smaller changes of free memory are not news.
 const MEMORY_STEP: u64 = 64 << 20;
 /// Limit of queued events; further ones carry no information.
@@ -53,7 +53,7 @@ impl Observer {
     ) -> Self {
         let (publish, latest) = watch::channel(None);
         let mut tasks = JoinSet::new();
-        tasks.spawn(Arc::clone(&shares).look_after());
+        tasks.spawn(Arc::clone(&shares).supervise());
         let (asked, asks) = mpsc::channel(EVENTS_MAX);
         let answers = Arc::new(AtomicBool::new(true));
         tasks.spawn(observe(config, hypervisor, shares, host, (publish, Arc::clone(&answers)), asks));
@@ -61,10 +61,10 @@ impl Observer {
     }
 
     /// Polls now, and returns when the result is available: for changes of which libvirt sends no event.
-    pub async fn look_again(&self) {
-        let (done, looked) = oneshot::channel();
+    pub async fn refresh(&self) {
+        let (done, polled) = oneshot::channel();
         if self.asked.try_send(done).is_ok() {
-            let _ = tokio::time::timeout(FIRST_LOOK, looked).await;
+            let _ = tokio::time::timeout(FIRST_POLL, polled).await;
         }
     }
 
@@ -82,7 +82,7 @@ impl Observer {
     /// if libvirt has not answered yet.
     pub async fn newer(&self, cursor: Option<(Incarnation, Generation)>, wait: Duration) -> Option<Observation> {
         let mut latest = self.latest.clone();
-        let wait = if latest.borrow().is_none() { wait.max(FIRST_LOOK) } else { wait };
+        let wait = if latest.borrow().is_none() { wait.max(FIRST_POLL) } else { wait };
         let is_news = |observation: &Option<Observation>| {
             observation.as_ref().is_some_and(|observation| {
                 cursor.is_none_or(|(incarnation, generation)| {
@@ -112,8 +112,8 @@ async fn observe(
     loop {
         let id = *host.borrow_and_update();
         let know = (&shares, &chains);
-        let looked = look(&config, &hypervisor, know, id, incarnation, events_watch, event.clone()).await;
-        let (found, watch) = looked;
+        let polled = poll(&config, &hypervisor, know, id, incarnation, events_watch, event.clone()).await;
+        let (found, watch) = polled;
         events_watch = watch;
         match found {
             Ok(found) => {
@@ -142,7 +142,7 @@ async fn observe(
             _ = events.recv() => { while events.try_recv().is_ok() {} }
             _ = share_changes.changed() => {}
             _ = host.changed() => {}
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = tokio::time::sleep(POLL_EVERY) => {}
         }
     }
 }
@@ -150,7 +150,7 @@ async fn observe(
 /// A subscription to events, and whether it was lost with libvirtd.
 type Watching = Option<(Box<dyn Send>, Arc<AtomicBool>)>;
 
-async fn look(
+async fn poll(
     config: &Config,
     hypervisor: &Arc<dyn Hypervisor>,
     (shares, chains): (&Arc<Shares>, &Chains),
@@ -161,7 +161,7 @@ async fn look(
 ) -> (Result<Observation, HypervisorError>, Watching) {
     let (config, hypervisor, shares) = (config.clone(), Arc::clone(hypervisor), Arc::clone(shares));
     let chains = chains.clone();
-    let looked = tokio::task::spawn_blocking(move || {
+    let polled = tokio::task::spawn_blocking(move || {
         let mut watching = watching.filter(|(_, lost)| !lost.load(Ordering::Acquire));
         if watching.is_none() {
             let lost = Arc::new(AtomicBool::new(false));
@@ -178,8 +178,8 @@ async fn look(
         let found = gather(&config, &*hypervisor, &shares, &chains, id, incarnation);
         (found, watching)
     });
-    match looked.await {
-        Ok(looked) => looked,
+    match polled.await {
+        Ok(polled) => polled,
         Err(error) => (Err(HypervisorError::Unreachable(error.to_string())), None),
     }
 }

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use crate::{blocking::call, observer::Observer};
 
 /// How often the host's state is searched for such VMs.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const POLL_EVERY: Duration = Duration::from_secs(2);
 
 /// The host whose paused VMs are handled.
 pub(crate) trait Host: Send + Sync {
@@ -36,11 +36,11 @@ pub(crate) trait Host: Send + Sync {
 }
 
 /// Handles paused VMs as long as the agent exists.
-pub(crate) async fn look_after(agent: Weak<impl Host>) {
-    let (begun, mut looks, mut tries) = (Instant::now(), Tries::default(), Tries::default());
+pub(crate) async fn watch(agent: Weak<impl Host>) {
+    let (begun, mut polls, mut tries) = (Instant::now(), Tries::default(), Tries::default());
     while let Some(agent) = agent.upgrade() {
         for (vm, may_go_on) in stopped(&*agent) {
-            if agent.moves(vm.id) || looks.due(vm.id, begun.elapsed()) && see_running(&*agent, &vm).await {
+            if agent.moves(vm.id) || polls.due(vm.id, begun.elapsed()) && see_running(&*agent, &vm).await {
                 continue;
             }
             if may_go_on && tries.due(vm.id, begun.elapsed()) {
@@ -48,7 +48,7 @@ pub(crate) async fn look_after(agent: Weak<impl Host>) {
             }
         }
         drop(agent);
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(POLL_EVERY).await;
     }
 }
 

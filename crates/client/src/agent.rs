@@ -115,7 +115,7 @@ impl AgentClient {
     ///
     /// # Errors
     /// Those of [`Self::enrol`].
-    pub async fn look(&self) -> Result<Observation, ClientError> {
+    pub async fn refresh(&self) -> Result<Observation, ClientError> {
         let request = self.peer.request(Method::GET, &["v1", "observe"], DEADLINE);
         self.peer.json(request.query(&[("fresh", "true")])).await
     }

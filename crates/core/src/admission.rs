@@ -269,7 +269,7 @@ mod tests {
         fn every_job_gets_its_turn(queue in any_queue()) {
             // Each job that began has ended by the next round; later jobs keep arriving.
             let mut waiting = queue.clone();
-            let mut looks = 0;
+            let mut views = 0;
             let mut newest = 100;
             while waiting.iter().any(|waiting| waiting.claim.job.0 < 100) {
                 let decisions = admit(&BTreeMap::new(), &[], &waiting);
@@ -278,8 +278,8 @@ mod tests {
                 waiting.retain(|waiting| !begun.contains(&waiting.claim.job));
                 newest += 1;
                 waiting.push(fresh(live(newest, (newest % 4) as u8, ((newest + 1) % 4) as u8)));
-                looks += 1;
-                prop_assert!(looks <= queue.len() + 1, "the oldest begins at each look");
+                views += 1;
+                prop_assert!(views <= queue.len() + 1, "the oldest begins at each look");
             }
         }
     }

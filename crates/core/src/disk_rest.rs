@@ -33,14 +33,14 @@ pub struct Rest {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rests {
     /// The previous sample, on the caller's clock.
-    before: Option<Look>,
+    before: Option<Sample>,
     /// Bytes that were copied before memory was sent, and the time that took.
     alone: (u64, Duration),
     reported: Rest,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Look {
+struct Sample {
     at: Duration,
     copied: u64,
     left: u64,
@@ -54,7 +54,7 @@ impl Rests {
     /// the sum of both present rates, but no faster than disks did when nothing else was sent, because then the storage
     /// of their files may have been the bottleneck. Holes count in that rate, so the result is the shortest likely
     /// time, not the longest.
-    pub fn look(
+    pub fn update(
         &mut self,
         now: Duration,
         disks: &[Option<(ByteCount, ByteCount)>],
@@ -63,11 +63,11 @@ impl Rests {
         let known: Option<Vec<_>> = disks.iter().copied().collect();
         let Some(known) = known.filter(|known| !known.is_empty()) else { return self.reported };
         let sum = |of: fn(&(ByteCount, ByteCount)) -> u64| known.iter().map(of).fold(0, u64::saturating_add);
-        let look =
-            Look { at: now, copied: sum(|(copied, _)| copied.0), left: sum(|(done, all)| all.0 - done.0.min(all.0)) };
-        let before = self.before.replace(look);
+        let sample =
+            Sample { at: now, copied: sum(|(copied, _)| copied.0), left: sum(|(done, all)| all.0 - done.0.min(all.0)) };
+        let before = self.before.replace(sample);
         let (copied, took) = before.map_or((0, Duration::ZERO), |before| {
-            (look.copied.saturating_sub(before.copied), now.saturating_sub(before.at))
+            (sample.copied.saturating_sub(before.copied), now.saturating_sub(before.at))
         });
         if memory_bytes_per_s.is_none() && before.is_some_and(|before| before.left > 0) {
             self.alone = (self.alone.0.saturating_add(copied), self.alone.1 + took);
@@ -77,12 +77,12 @@ impl Rests {
             (copied, took) if took >= ALONE_MIN => link.min(per_s(copied, took)),
             _ => link,
         };
-        let time = match (look.left, rate) {
+        let time = match (sample.left, rate) {
             (0, _) => Some(Duration::ZERO),
             (_, 0) => None,
             (left, rate) => Some(Duration::from_millis((u128::from(left) * 1000 / u128::from(rate)) as u64)),
         };
-        self.reported = Rest { bytes: ByteCount(look.left), time };
+        self.reported = Rest { bytes: ByteCount(sample.left), time };
         self.reported
     }
 }
@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn what_is_left_of_disks_takes_as_long_as_both_memory_and_disks_travel() {
         let memory = |mib: u64| Some(mib << 20);
-        for (row, looks, bytes, time) in [
+        for (row, samples, bytes, time) in [
             ("nothing is told", vec![(0, vec![None, None], None)], 0, None),
             ("nothing is left", vec![(0, vec![at(9, 9), at(4, 4)], memory(0))], 0, Some(0)),
             ("no rate is known", vec![(0, vec![at(9, 10)], memory(0))], 1, None),
@@ -185,13 +185,13 @@ mod tests {
         ] {
             let mut rests = Rests::default();
             let mut rest = Rest::default();
-            for (now, disks, memory) in looks {
-                rest = rests.look(ms(now), &disks, memory);
+            for (now, disks, memory) in samples {
+                rest = rests.update(ms(now), &disks, memory);
             }
             assert_eq!(rest, Rest { bytes: ByteCount::mib(bytes), time: time.map(ms) }, "{row}");
         }
         let most = Some((ByteCount(0), ByteCount(u64::MAX)));
-        assert!(Rests::default().look(ms(0), &[most, most], Some(1)).time.is_some(), "whatever is counted");
+        assert!(Rests::default().update(ms(0), &[most, most], Some(1)).time.is_some(), "whatever is counted");
     }
 
     #[test]

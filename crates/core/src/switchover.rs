@@ -38,7 +38,7 @@ pub struct Outlook {
     /// Round-trip time to the destination.
     pub round_trip: Duration,
     /// Time since the previous sample; the next one follows after about as long.
-    pub since_look: Duration,
+    pub since_poll: Duration,
 }
 
 /// QEMU measures over a tenth of a second: a burst into the carriers makes its rate too high by up to this factor.
@@ -47,7 +47,7 @@ const BURST: f64 = 2.0;
 /// two round trips' worth to one and a quarter.
 const SHRINK_TRIPS: f64 = 3.0;
 /// Allowance for a late sample, in sampling intervals.
-const LOOKS: f64 = 2.0;
+const POLLS: f64 = 2.0;
 /// The tail ends when this many times as much remains: a guest that writes evenly must not change the law in every
 /// pass.
 const BACK: f64 = 2.0;
@@ -59,7 +59,7 @@ pub fn law(before: Law, now: Option<&Outlook>) -> Law {
         return Law::Bulk;
     }
     let (rate, falling) = (now.rate_bytes_per_s as f64, now.falling_bytes_per_s as f64);
-    let lead_s = now.since_look.as_secs_f64() * LOOKS + now.round_trip.as_secs_f64() * SHRINK_TRIPS;
+    let lead_s = now.since_poll.as_secs_f64() * POLLS + now.round_trip.as_secs_f64() * SHRINK_TRIPS;
     let near = rate.max(falling) * lead_s + rate * now.downtime_limit.as_secs_f64() * BURST;
     let far = match before {
         Law::Bulk => near,
@@ -84,7 +84,7 @@ mod tests {
             falling_bytes_per_s: rate,
             downtime_limit: Duration::from_millis(300),
             round_trip: Duration::from_millis(50),
-            since_look: Duration::from_millis(200),
+            since_poll: Duration::from_millis(200),
         }
     }
 

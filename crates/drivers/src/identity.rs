@@ -19,7 +19,7 @@ use ferry_core::{error::chain, files::cleanup::Obstacle};
 use crate::share::{Mount, every_name, holding, parse, shown};
 
 /// How long file systems may take to identify the files of VMs.
-const LOOK_WITHIN: Duration = Duration::from_secs(20);
+const PROBE_WITHIN: Duration = Duration::from_secs(20);
 
 /// The mounts of this host.
 #[derive(Clone, Debug)]
@@ -107,14 +107,14 @@ impl InUse {
         let mut silent: BTreeSet<String> = by_system.keys().cloned().collect();
         for (system, paths) in by_system {
             let (sender, mounts) = (sender.clone(), mounts.clone());
-            let look = move || {
+            let probe = move || {
                 let found: io::Result<Vec<_>> = paths.iter().map(|path| Identity::of(&mounts, path)).collect();
                 let _ = sender.send((system, found));
             };
-            thread::Builder::new().name("files-in-use".to_owned()).spawn(look)?;
+            thread::Builder::new().name("files-in-use".to_owned()).spawn(probe)?;
         }
         drop(sender);
-        let (until, mut known) = (Instant::now() + LOOK_WITHIN, Vec::new());
+        let (until, mut known) = (Instant::now() + PROBE_WITHIN, Vec::new());
         // Until all file systems have answered, or the time is over.
         while let Ok((system, found)) = receiver.recv_timeout(until.saturating_duration_since(Instant::now())) {
             match found {

@@ -44,7 +44,7 @@ const LET_GO: u8 = 0x42;
 const TAKEN: u8 = 0x43;
 /// Time limit for a write of the other host to become visible, and for a tool to start or end.
 const STEP_WAIT: Duration = Duration::from_secs(5);
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_EVERY: Duration = Duration::from_millis(10);
 /// Start of QEMU's lock bytes: operations that a process performs, and operations that it denies to others.
 const PERMISSIONS: i64 = 100;
 const REFUSALS: i64 = 200;
@@ -305,7 +305,7 @@ fn wait_until(mut is: impl FnMut() -> bool) -> bool {
         if Instant::now() >= until {
             return false;
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_EVERY);
     }
 }
 

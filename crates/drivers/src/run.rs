@@ -20,7 +20,7 @@ use nix::{
 /// Limit of a program's output that is kept. The programs used here print a few lines.
 const OUTPUT_BYTES_MAX: u64 = 64 << 10;
 /// Interval between two checks of the child.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+const POLL_EVERY: Duration = Duration::from_millis(5);
 /// How long a killed child may take to end. A child that hangs in the kernel takes longer, and is left to a thread.
 const KILL_WAIT: Duration = Duration::from_millis(500);
 
@@ -108,7 +108,7 @@ fn wait(mut child: Child, until: Instant) -> io::Result<Waited> {
         if Instant::now() >= until {
             return Ok(Waited::Running(child));
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_EVERY);
     }
 }
 

@@ -36,9 +36,9 @@ const OBSERVE_WAIT: Duration = Duration::from_secs(5);
 /// How often an unreachable agent is asked.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
 /// How long to wait until a host's agent sees a job's change there: libvirt answers late while it ends a migration.
-const LOOK_WITHIN: Duration = Duration::from_secs(15);
+const REFRESH_WITHIN: Duration = Duration::from_secs(15);
 /// How often the agent is made to refresh until then.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const REFRESH_EVERY: Duration = Duration::from_millis(100);
 /// How long to wait until an agent's own action appears in its observations.
 const SEEN_WITHIN: Duration = Duration::from_secs(3);
 /// How long a host that is asked before a decision may take to answer before it counts as unreachable.
@@ -260,8 +260,8 @@ impl Inventory {
 
     /// Makes a host's agent refresh its observation now, so that its answer is no older than the question. If it
     /// cannot, it is asked as by [`Self::refresh`].
-    pub(crate) async fn look(self: &Arc<Self>, host: &Host) -> Seen {
-        match tokio::time::timeout(REFRESH_DEADLINE, host.agent.look()).await {
+    pub(crate) async fn refresh_now(self: &Arc<Self>, host: &Host) -> Seen {
+        match tokio::time::timeout(REFRESH_DEADLINE, host.agent.refresh()).await {
             Ok(Ok(observation)) => {
                 if self.take_observation(host, observation) {
                     self.watch_for_twins();
@@ -273,24 +273,24 @@ impl Inventory {
     }
 
     /// Makes the agents of all hosts refresh their observations now, in parallel.
-    pub(crate) async fn look_at_all(self: &Arc<Self>) {
+    pub(crate) async fn refresh_all(self: &Arc<Self>) {
         let hosts = self.hosts();
-        join_all(hosts.iter().map(|host| self.look(host))).await;
+        join_all(hosts.iter().map(|host| self.refresh_now(host))).await;
     }
 
-    /// Makes a host's agent refresh until `is_so` holds for the host, for at most [`LOOK_WITHIN`].
-    pub(crate) async fn look_until(&self, host: &Host, is_so: impl Fn(&Seen) -> bool) {
-        let looking = async {
+    /// Makes a host's agent refresh until `is_so` holds for the host, for at most [`REFRESH_WITHIN`].
+    pub(crate) async fn refresh_until(&self, host: &Host, is_so: impl Fn(&Seen) -> bool) {
+        let refreshing = async {
             while !is_so(&host.seen()) {
-                match host.agent.look().await {
+                match host.agent.refresh().await {
                     Ok(observation) => drop(self.take_observation(host, observation)),
                     Err(error) => tracing::debug!(host = host.name(), error = %chain(&error), "It could not look"),
                 }
                 let mut seen = host.seen.subscribe();
-                let _ = tokio::time::timeout(LOOK_AGAIN, seen.wait_for(&is_so)).await;
+                let _ = tokio::time::timeout(REFRESH_EVERY, seen.wait_for(&is_so)).await;
             }
         };
-        if tokio::time::timeout(LOOK_WITHIN, looking).await.is_err() {
+        if tokio::time::timeout(REFRESH_WITHIN, refreshing).await.is_err() {
             tracing::info!(host = host.name(), "What was changed on the host is not seen there yet");
         }
     }
@@ -411,8 +411,8 @@ impl Inventory {
     async fn confirm_twins(&self, vm: VmId, name: &str) {
         for _ in 0..2 {
             for host in self.running_on(vm) {
-                let looked = tokio::time::timeout(REFRESH_DEADLINE, host.agent.look()).await;
-                let Ok(Ok(observation)) = looked else {
+                let observed = tokio::time::timeout(REFRESH_DEADLINE, host.agent.refresh()).await;
+                let Ok(Ok(observation)) = observed else {
                     // What a host reported before it fell silent proves nothing. It is compared again when it answers.
                     return;
                 };

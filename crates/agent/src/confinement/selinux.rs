@@ -58,7 +58,7 @@ pub(crate) fn module(sessions: &str) -> String {
 }
 
 /// A path as the policy names it: each line of `file_contexts.subs_dist` maps one directory to another.
-fn looked_up(path: &str, substitutions: &str) -> String {
+fn substituted(path: &str, substitutions: &str) -> String {
     let substituted = substitutions.lines().find_map(|line| {
         let mut words = line.split_whitespace();
         let (from, to) = (words.next()?, words.next()?);
@@ -91,7 +91,7 @@ fn wanted(config: &Config) -> Result<Wanted, String> {
     let substitutions = format!("/etc/selinux/{policy}/contexts/files/file_contexts.subs_dist");
     let substitutions = fs::read_to_string(substitutions).unwrap_or_default();
     let sessions = config.sessions_dir().display().to_string();
-    let sessions = escaped(&looked_up(&sessions, &substitutions))
+    let sessions = escaped(&substituted(&sessions, &substitutions))
         .ok_or_else(|| format!("{sessions} is no plain path: set run_dir in the agent's configuration"))?;
     let store = Path::new("/var/lib/selinux").join(policy).join(STORE).join(MODULE);
     Ok(Wanted { text: module(&sessions), store })
@@ -204,10 +204,10 @@ mod tests {
     #[test]
     fn a_path_is_looked_up_as_the_policy_says() {
         let older = "/run /var/run\n/run/lock /var/lock\n";
-        assert_eq!(looked_up("/run/ferry/m", older), "/var/run/ferry/m");
-        assert_eq!(looked_up("/run/ferry/m", "/var/run /run\n"), "/run/ferry/m");
-        assert_eq!(looked_up("/var/run/ferry/m", "# x\n\n/var/run /run\n"), "/run/ferry/m");
-        assert_eq!(looked_up("/runs/ferry/m", older), "/runs/ferry/m");
+        assert_eq!(substituted("/run/ferry/m", older), "/var/run/ferry/m");
+        assert_eq!(substituted("/run/ferry/m", "/var/run /run\n"), "/run/ferry/m");
+        assert_eq!(substituted("/var/run/ferry/m", "# x\n\n/var/run /run\n"), "/run/ferry/m");
+        assert_eq!(substituted("/runs/ferry/m", older), "/runs/ferry/m");
     }
 
     #[test]

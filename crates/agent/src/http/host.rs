@@ -65,7 +65,7 @@ pub(super) struct Cursor {
 pub(super) async fn observe(State(agent): Shared, Query(cursor): Query<Cursor>) -> Answered<Observation> {
     let wait = Duration::from_millis(cursor.wait_ms);
     if cursor.fresh {
-        agent.observer.look_again().await;
+        agent.observer.refresh().await;
     }
     let mut enrolled = agent.enrolment.watch_host();
     let newer = agent.observer.newer(cursor.incarnation.zip(cursor.generation), wait);
@@ -92,7 +92,7 @@ pub(super) async fn power(
         Power::Shutdown => agent.hypervisor.shutdown(vm).map_err(AgentError::from),
     };
     on_thread(&agent, call).await?;
-    agent.observer.look_again().await;
+    agent.observer.refresh().await;
     Ok(StatusCode::NO_CONTENT)
 }
 

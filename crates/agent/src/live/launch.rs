@@ -27,7 +27,7 @@ use crate::{AgentError, attempt::journal, config::Config};
 /// How long a carrier may take to get ready.
 const READY_DEADLINE: Duration = Duration::from_secs(15);
 /// Poll interval until then: short, because every migration waits for it.
-const READY_LOOK: Duration = Duration::from_millis(3);
+const READY_POLL: Duration = Duration::from_millis(3);
 
 /// How a carrier is started.
 #[derive(Clone)]
@@ -94,7 +94,7 @@ async fn wait_ready(journal: &Journal, mut failure: mpsc::Receiver<String>) -> R
         if Instant::now() > until {
             return Err(AgentError::failed("The carrier was not ready in time"));
         }
-        tokio::time::sleep(READY_LOOK).await;
+        tokio::time::sleep(READY_POLL).await;
     }
 }
 

@@ -43,7 +43,7 @@ use crate::{
 const END_DEADLINE: Duration = Duration::from_secs(25);
 
 /// Poll interval meanwhile.
-const END_LOOK: Duration = Duration::from_millis(200);
+const END_POLL: Duration = Duration::from_millis(200);
 
 impl Registry {
     /// Prepares to send: holds the VM, clears autostart, connects to the destination.
@@ -132,7 +132,7 @@ impl Registry {
                 None => return Ok(()),
                 Some(Err(error)) if Instant::now() > until => return Err(error.into()),
                 Some(_) if Instant::now() > until => return Err(not_ended(vm)),
-                Some(_) => tokio::time::sleep(END_LOOK).await,
+                Some(_) => tokio::time::sleep(END_POLL).await,
             }
         }
     }

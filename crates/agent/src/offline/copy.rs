@@ -42,7 +42,7 @@ const REASON_BYTES_MAX: usize = 512;
 /// How long the destination may take to record a definition, and to create the files that follow it.
 const DEFINITION_WITHIN: Duration = Duration::from_secs(60);
 /// Interval of progress updates.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+const POLL_EVERY: Duration = Duration::from_millis(200);
 
 /// Receives what the source sends until the task is ended.
 pub(super) async fn take(mut acceptor: Acceptor, moves: Arc<OfflineMoves>, page: Arc<Move>) {
@@ -206,7 +206,7 @@ async fn give_file(
             known.wires[usize::from(index)] = meter.sent();
             let file = &mut known.files[usize::from(index)];
             file.stage = stage;
-            file.copied = file.copied.max(ByteCount(meter.looked_at()));
+            file.copied = file.copied.max(ByteCount(meter.examined()));
         });
     };
     let sending = async {
@@ -219,7 +219,7 @@ async fn give_file(
     let outcome = loop {
         tokio::select! {
             outcome = &mut sending => break outcome,
-            () = tokio::time::sleep(LOOK_EVERY) => show(DiskStage::Copying),
+            () = tokio::time::sleep(POLL_EVERY) => show(DiskStage::Copying),
         }
     };
     outcome.map_err(fault)?;

@@ -14,34 +14,34 @@ use tracing::{debug, info, warn};
 use super::{Entry, Shares};
 
 /// Probe interval.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const POLL_EVERY: Duration = Duration::from_secs(5);
 
 /// Probes per attempt to mount what is not mounted.
-const LOOKS_PER_MOUNT: u32 = 3;
+const POLLS_PER_MOUNT: u32 = 3;
 
 /// Probes per query of free space, which for some mounts only the file server knows.
-const LOOKS_PER_SPACE: u32 = 12;
+const POLLS_PER_SPACE: u32 = 12;
 
 impl Shares {
     /// Mounts the shares of the table, then probes every share periodically; one that is not mounted because its file
     /// server was away is mounted when possible. Ends with the task that runs it.
-    pub async fn look_after(self: Arc<Self>) {
-        for look in 0.. {
+    pub async fn supervise(self: Arc<Self>) {
+        for round in 0.. {
             let shares = Arc::clone(&self);
-            let looked = tokio::task::spawn_blocking(move || {
-                if look % LOOKS_PER_MOUNT == 0 {
-                    shares.attach_again(look == 0);
+            let polled = tokio::task::spawn_blocking(move || {
+                if round % POLLS_PER_MOUNT == 0 {
+                    shares.attach_again(round == 0);
                     shares.mount_anew();
                 }
-                shares.look(look % LOOKS_PER_SPACE == 0);
+                shares.poll(round % POLLS_PER_SPACE == 0);
             });
-            let _ = looked.await;
-            tokio::time::sleep(LOOK_EVERY).await;
+            let _ = polled.await;
+            tokio::time::sleep(POLL_EVERY).await;
         }
     }
 
     /// Probes every share. Blocks for seconds if a mount hangs.
-    fn look(&self, asks_space: bool) {
+    fn poll(&self, asks_space: bool) {
         for entry in self.copy() {
             let trouble = self.is_usable(&entry).err().map(|error| self.finding_for(&entry, error));
             let space = asks_space.then(|| self.driver.space(&entry.source, entry.credentials.as_ref(), &entry.path));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     fn seen(shares: &Shares) -> AttachedShare {
-        shares.look(false);
+        shares.poll(false);
         shares.watch().borrow()[0].clone()
     }
 

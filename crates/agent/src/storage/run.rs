@@ -33,10 +33,10 @@ use crate::{
 };
 
 /// Poll interval of disks.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_EVERY: Duration = Duration::from_millis(100);
 /// Polls for which libvirt may be away, or a disk refuse to pivot, before the move fails. Copies continue in QEMU while
 /// libvirt restarts.
-const PATIENCE_LOOKS: u32 = 300;
+const FAILED_POLLS_MAX: u32 = 300;
 
 /// A move, shared by its requests and the thread that performs it.
 pub(super) struct Move {
@@ -64,7 +64,7 @@ impl Drop for Ended<'_> {
 }
 
 /// The result of a poll.
-enum Looked {
+enum PollResult {
     /// Every disk has moved.
     Done,
     /// An action was taken: its result may be visible at once.
@@ -243,7 +243,7 @@ impl Move {
 
     /// Ends copies that an earlier agent process was asked to end: they would otherwise continue in QEMU for ever.
     fn wind_up(&self) {
-        for _ in 0..PATIENCE_LOOKS {
+        for _ in 0..FAILED_POLLS_MAX {
             let ended = self.abandon_all().map_err(|error| chain(&error)).and_then(|()| {
                 self.write(|journal| match journal.state {
                     State::Prepared { .. } | State::Copying { .. } => journal.state = State::Aborted,
@@ -258,29 +258,29 @@ impl Move {
                 Ok(()) => return info!("A storage move that was to end has ended"),
                 Err(reason) => info!(reason, "A storage move that was to end waits"),
             }
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep(POLL_EVERY);
         }
         warn!("The copies of a storage move that was to end could not be ended");
     }
 
     fn run(&self) {
         let mut begun = vec![false; self.page().journal.disks.len()];
-        let mut looks_in_vain = 0;
+        let mut failed_polls = 0;
         loop {
-            let outcome = self.look(&mut begun);
-            let mut pause = LOOK_EVERY;
+            let outcome = self.poll(&mut begun);
+            let mut pause = POLL_EVERY;
             match outcome {
-                Ok(Looked::Done) => {
+                Ok(PollResult::Done) => {
                     info!("Every disk uses its new file");
                     return;
                 }
-                Ok(Looked::Acted) => {
-                    looks_in_vain = 0;
+                Ok(PollResult::Acted) => {
+                    failed_polls = 0;
                     pause = Duration::ZERO;
                 }
-                Ok(Looked::Waits) => looks_in_vain = 0,
-                Err(Trouble::Passing(reason)) if looks_in_vain < PATIENCE_LOOKS => {
-                    looks_in_vain += 1;
+                Ok(PollResult::Waits) => failed_polls = 0,
+                Err(Trouble::Passing(reason)) if failed_polls < FAILED_POLLS_MAX => {
+                    failed_polls += 1;
                     info!(reason, "The storage move waits");
                 }
                 Err(Trouble::Passing(reason) | Trouble::Lasting(reason)) => {
@@ -297,7 +297,7 @@ impl Move {
     }
 
     /// Polls every disk once, and acts on the result.
-    fn look(&self, begun: &mut [bool]) -> Result<Looked, Trouble> {
+    fn poll(&self, begun: &mut [bool]) -> Result<PollResult, Trouble> {
         let journal = self.journal();
         let now: Vec<DiskNow> = self.see(&journal)?;
         let known: Vec<(&str, bool, DiskNow)> = journal
@@ -332,7 +332,7 @@ impl Move {
                 for (begun, now) in begun.iter_mut().zip(&now) {
                     *begun |= matches!(now, DiskNow::Copying | DiskNow::Ready);
                 }
-                return Ok(Looked::Waits);
+                return Ok(PollResult::Waits);
             }
             Next::Pivot(index) => {
                 fail::fail_point!("agent-storage-ready");
@@ -346,7 +346,7 @@ impl Move {
                     }
                 })?;
                 if self.must_end() {
-                    return Ok(Looked::Waits);
+                    return Ok(PollResult::Waits);
                 }
                 fail::fail_point!("agent-storage-pivot", |_| Err(Trouble::Lasting("A test made it fail".to_owned())));
                 let device = &journal.disks[index].device;
@@ -358,11 +358,11 @@ impl Move {
             }
             Next::Done => {
                 write(&|journal| journal.state = State::Moved)?;
-                return Ok(Looked::Done);
+                return Ok(PollResult::Done);
             }
             Next::Fail(reason) => return Err(Trouble::Lasting(self.explained(&journal, &now, &reason))),
         }
-        Ok(Looked::Acted)
+        Ok(PollResult::Acted)
     }
 
     /// Queries the state of each disk, and publishes it.
@@ -391,7 +391,7 @@ impl Move {
                     DiskNow::Old | DiskNow::CopiedElsewhere | DiskNow::Elsewhere => progress.stage,
                 };
                 if let Some(copy) = &copy {
-                    progress.looked(copy.copied, copy.total);
+                    progress.update(copy.copied, copy.total);
                 }
                 if now == DiskNow::New {
                     progress.copied = progress.total;

@@ -239,14 +239,14 @@ async fn a_destination_that_does_not_see_its_disks_in_time_leaves_the_vm_at_the_
     let site = Site::new().await;
     let vm = site.run_vm("web01", |_| {});
     let job = Job::new(1, 1, vm, "web01", 0);
-    let looking = site.hosts[1].hypervisor.faults().hold(Point::EnsureDisks);
+    let checking = site.hosts[1].hypervisor.faults().hold(Point::EnsureDisks);
     site.prepare(&job).await;
     site.perform(&job).await;
     let (source, _) = site.follow(&job).await;
     assert_eq!(source.stage, Stage::Failed);
     assert!(source.error.is_some_and(|error| error.contains("not seen to have its disks")));
     assert_eq!(site.presences(&job), (Presence::Running, Presence::Absent));
-    looking.release();
+    checking.release();
     site.undo(&job).await;
     site.assert_settled(vm, 0);
 }

@@ -95,7 +95,7 @@ pub struct DiskProgress {
 impl DiskProgress {
     /// Takes the progress that the hypervisor reports: `copied` of `total` bytes. Returns whether everything was
     /// examined. For a copy with nothing to examine, libvirt reports "1 of 1", which is no size of the disk.
-    pub fn looked(&mut self, copied: ByteCount, total: ByteCount) -> bool {
+    pub fn update(&mut self, copied: ByteCount, total: ByteCount) -> bool {
         if total.0 > 1 {
             self.total = self.total.max(total);
             self.copied = self.copied.max(copied).min(self.total);
@@ -195,7 +195,7 @@ mod tests {
             (1, 1, true, (110, 120)),
             (120, 120, true, (120, 120)),
         ] {
-            assert_eq!(disk.looked(ByteCount(copied), ByteCount(total)), all, "{copied} of {total}");
+            assert_eq!(disk.update(ByteCount(copied), ByteCount(total)), all, "{copied} of {total}");
             assert_eq!((disk.copied.0, disk.total.0), expected, "{copied} of {total}");
         }
     }

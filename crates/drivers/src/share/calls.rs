@@ -17,7 +17,7 @@ use crate::run::{Ended, run, within};
 /// Time limit for mounting; the server has just answered.
 pub const MOUNT_WAIT: Duration = Duration::from_secs(20);
 /// Time limit for a probe of a mounted share. A file server that is slower cannot serve a VM's disk.
-pub const LOOK_WAIT: Duration = Duration::from_secs(5);
+pub const EXAMINE_WAIT: Duration = Duration::from_secs(5);
 /// Time limit for unmounting: the kernel writes back cached data.
 const UNMOUNT_WAIT: Duration = Duration::from_secs(20);
 
@@ -56,7 +56,7 @@ pub fn must(command: &mut Command, wait: Duration, share: impl Into<ShareSource>
 }
 
 /// Reads the first entry of the directory, which requires an answer of the file server.
-pub fn look(path: &Path, share: impl Into<ShareSource>, at: &Path) -> Result<(), ShareError> {
+pub fn examine(path: &Path, share: impl Into<ShareSource>, at: &Path) -> Result<(), ShareError> {
     asked(Command::new("find").arg(path).args(["-maxdepth", "0", "-empty"]), share, at).map(|_| ())
 }
 
@@ -69,9 +69,9 @@ pub fn ask_space(path: &Path, share: impl Into<ShareSource>) -> Result<Option<Sp
 /// Runs a program that accesses the share's files, and returns its output.
 fn asked(command: &mut Command, share: impl Into<ShareSource>, at: &Path) -> Result<String, ShareError> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let outcome = run(command, LOOK_WAIT).map_err(host(format!("run {program}")))?;
+    let outcome = run(command, EXAMINE_WAIT).map_err(host(format!("run {program}")))?;
     match outcome.ended {
-        Ended::TimedOut => Err(ShareError::Stuck { share: share.into(), at: at.to_owned(), waited: LOOK_WAIT }),
+        Ended::TimedOut => Err(ShareError::Stuck { share: share.into(), at: at.to_owned(), waited: EXAMINE_WAIT }),
         Ended::Exited(status) if status.success() => Ok(outcome.output),
         Ended::Exited(_) => Err(ShareError::Unreachable { share: share.into(), reason: outcome.reason() }),
     }

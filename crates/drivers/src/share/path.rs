@@ -6,7 +6,7 @@ use ferry_core::{place::Space, share_source::SharedPath};
 
 use super::{
     ShareError,
-    calls::{LOOK_WAIT, all_mounts, ask_space, look},
+    calls::{EXAMINE_WAIT, all_mounts, ask_space, examine},
     mounts,
 };
 use crate::run::within;
@@ -16,9 +16,9 @@ pub fn adopt(shared: &SharedPath, path: &Path) -> Result<(), ShareError> {
     let refused = |found: String| ShareError::NotAMount { share: shared.into(), at: path.to_owned(), found };
     let asked = path.to_owned();
     let seen: Option<io::Result<_>> =
-        within(LOOK_WAIT, move || Ok((fs::canonicalize(&asked)?, fs::metadata(&asked)?.is_dir())));
+        within(EXAMINE_WAIT, move || Ok((fs::canonicalize(&asked)?, fs::metadata(&asked)?.is_dir())));
     match seen {
-        None => Err(ShareError::Stuck { share: shared.into(), at: path.to_owned(), waited: LOOK_WAIT }),
+        None => Err(ShareError::Stuck { share: shared.into(), at: path.to_owned(), waited: EXAMINE_WAIT }),
         Some(Err(error)) => Err(refused(error.to_string())),
         Some(Ok((_, false))) => Err(refused("it is not a directory".to_owned())),
         Some(Ok((own, true))) if own != path => Err(refused(format!("its own name is {}", own.display()))),
@@ -28,7 +28,7 @@ pub fn adopt(shared: &SharedPath, path: &Path) -> Result<(), ShareError> {
 
 pub fn check(shared: &SharedPath, path: &Path) -> Result<(), ShareError> {
     on_its_own(shared, path)?;
-    look(path, shared, path)
+    examine(path, shared, path)
 }
 
 pub fn space(shared: &SharedPath, path: &Path) -> Option<Space> {

@@ -23,7 +23,7 @@ use nix::{errno::Errno, mount::MntFlags};
 use self::password::{SecretFile, SplitUser};
 use super::{
     ShareError, ShareFacts,
-    calls::{LOOK_WAIT, MOUNT_WAIT, all_mounts, ask_space, host, look, mount_at, must, unmount},
+    calls::{EXAMINE_WAIT, MOUNT_WAIT, all_mounts, ask_space, examine, host, mount_at, must, unmount},
     mounts,
 };
 use crate::{
@@ -121,7 +121,7 @@ impl SmbShares {
         smbnetfs.env("HOME", &home).current_dir("/");
         must(&mut smbnetfs, MOUNT_WAIT, unc, mountpoint)?;
         let content = tree.join(unc.server()).join(unc.share());
-        let bound = look(&content, unc, mountpoint).and_then(|()| {
+        let bound = examine(&content, unc, mountpoint).and_then(|()| {
             let mut bind = Command::new("mount");
             bind.arg("--bind").arg(&content).arg(mountpoint);
             must(&mut bind, MOUNT_WAIT, unc, mountpoint)
@@ -177,7 +177,7 @@ impl SmbShares {
             }
             // Only a mount whose process is gone is replaced: on any other, a VM may have files open.
             if !is_orphaned(mountpoint) {
-                return look(mountpoint, unc, mountpoint);
+                return examine(mountpoint, unc, mountpoint);
             }
             unmount(mountpoint, MntFlags::MNT_DETACH, unc)?;
         }
@@ -188,7 +188,7 @@ impl SmbShares {
         } else {
             self.mount_by_smbnetfs(unc, credentials, mountpoint)?;
         }
-        look(mountpoint, unc, mountpoint)
+        examine(mountpoint, unc, mountpoint)
     }
 
     pub(super) fn detach(&self, unc: &UncPath, mountpoint: &Path) -> Result<(), ShareError> {
@@ -209,7 +209,7 @@ impl SmbShares {
         let all = all_mounts()?;
         let mount = mounts::holding(&all, path).ok_or_else(|| not_a_mount("it is no absolute path".to_owned()))?;
         mounts::shows(mount, path, unc).map_err(not_a_mount)?;
-        look(path, unc, path)
+        examine(path, unc, path)
     }
 
     pub(super) fn space(&self, unc: &UncPath, credentials: Option<&ShareCredentials>, path: &Path) -> Option<Space> {
@@ -228,7 +228,7 @@ impl SmbShares {
 /// Whether the process behind a FUSE mount is gone: the kernel reports that at once.
 fn is_orphaned(path: &Path) -> bool {
     let path = path.to_owned();
-    let seen = within(LOOK_WAIT, move || fs::metadata(path).err().and_then(|error| error.raw_os_error()));
+    let seen = within(EXAMINE_WAIT, move || fs::metadata(path).err().and_then(|error| error.raw_os_error()));
     seen == Some(Some(Errno::ENOTCONN as i32))
 }
 

@@ -36,7 +36,7 @@ const STARTS: u32 = 3;
 /// How long Ferry may take to notice that a VM is off, and how long the VM may take to boot.
 const START_WITHIN: Duration = Duration::from_secs(30);
 const BOOT_WITHIN: Duration = Duration::from_secs(90);
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_EVERY: Duration = Duration::from_millis(50);
 
 /// The act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,7 +191,7 @@ fn crash<'a>(stage: &'a Stage, aim: &Aim) -> anyhow::Result<(&'a Host, Option<St
         if let Some(host) = crashed {
             return Ok((host, Some(format!("guest {} crashed on {}", aim.guest, host.name))));
         }
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(POLL_EVERY);
     }
     Ok((source, Some(format!("guest {} crashed on {}, which libvirt does not say", aim.guest, source.name))))
 }

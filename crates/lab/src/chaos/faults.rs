@@ -13,7 +13,7 @@ use super::{
     alias::{self, Aliased},
     kind::Kind,
     processes::{
-        APPEAR_DEADLINE, LOOK_EVERY, Process, carries, in_network, is_agent, is_libvirtd, is_qemu, kill_now, kill_soon,
+        APPEAR_DEADLINE, POLL_EVERY, Process, carries, in_network, is_agent, is_libvirtd, is_qemu, kill_now, kill_soon,
         processes,
     },
     stage::Stage,
@@ -159,7 +159,7 @@ fn kill_receiver(stage: &Stage, observer: &Observer, aim: &Aim) -> Option<String
         match found {
             Some(process) => break process,
             None if Instant::now() > until => return None,
-            None => std::thread::sleep(LOOK_EVERY),
+            None => std::thread::sleep(POLL_EVERY),
         }
     };
     receiver.signal(Signal::SIGSTOP);

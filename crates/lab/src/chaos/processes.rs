@@ -18,7 +18,7 @@ use crate::host::{Host, libvirt_daemon};
 /// How long a process of a move, that is, a carrier or a receiving QEMU, may take to appear.
 pub(super) const APPEAR_DEADLINE: Duration = Duration::from_secs(3);
 /// Interval between two checks for it.
-pub(super) const LOOK_EVERY: Duration = Duration::from_millis(10);
+pub(super) const POLL_EVERY: Duration = Duration::from_millis(10);
 
 /// A process of the lab, with the machine's process id.
 #[derive(Clone, Debug)]
@@ -139,7 +139,7 @@ pub(super) fn kill_soon(host: &Host, is: impl Fn(&Process) -> bool) -> usize {
         if count > 0 || Instant::now() > until {
             return count;
         }
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(POLL_EVERY);
     }
 }
 

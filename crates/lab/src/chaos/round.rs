@@ -64,7 +64,7 @@ const ARRIVAL_DEADLINE: Duration = Duration::from_secs(30);
 const KNOWN_WITHIN: Duration = Duration::from_secs(20);
 /// libvirt ends the source's copy within this time after a complete hand-over.
 const COPY_ENDS: Duration = Duration::from_secs(3);
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const POLL_EVERY: Duration = Duration::from_millis(250);
 /// How often the disk's file is read again if a write was in flight.
 const DISK_READS: u32 = 5;
 
@@ -335,7 +335,7 @@ impl Round<'_> {
                 sleep(AFTERWARDS);
                 return Ok(excuses);
             }
-            sleep(LOOK_EVERY);
+            sleep(POLL_EVERY);
         }
     }
 

@@ -58,19 +58,19 @@ fn a_move_goes_on_while_its_agents_are_killed_and_restarted() {
     ferry.lab.hosts[0].set_link_rate(Some("20mbit")).expect("shaped");
     let job: JobView = ferry.json(&["vm", "migrate", "ticker", "--to", "kvm2"]).expect("accepted");
     let id = job.id.to_string();
-    let look = |ferry: &Ferry| ferry.json::<JobView>(&["job", "show", &id]);
+    let shown = |ferry: &Ferry| ferry.json::<JobView>(&["job", "show", &id]);
     wait_for("memory is on its way", MINUTE, || {
-        look(&ferry).ok()?.progress.filter(|progress| progress.sent.0 > 1 << 20)
+        shown(&ferry).ok()?.progress.filter(|progress| progress.sent.0 > 1 << 20)
     })
     .expect("it moves");
     for index in 0..2 {
         ferry.kill_agent(index).expect("killed");
         ferry.start_agent(index, &[]).expect("the agent starts again");
     }
-    assert_eq!(look(&ferry).expect("known").phase, Phase::Migrating, "the move was to outlive the restarts");
+    assert_eq!(shown(&ferry).expect("known").phase, Phase::Migrating, "the move was to outlive the restarts");
     ferry.lab.hosts[0].set_link_rate(None).expect("unshaped");
     let ended = wait_for("the job ends", Duration::from_secs(120), || {
-        look(&ferry).ok().filter(|job| job.ended_at_ms.is_some())
+        shown(&ferry).ok().filter(|job| job.ended_at_ms.is_some())
     })
     .expect("it ends");
     assert_eq!(ended.phase, Phase::Succeeded, "{ended:?}");

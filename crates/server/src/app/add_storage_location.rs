@@ -17,7 +17,7 @@ pub(crate) async fn add_storage_location(app: &Arc<App>, reference: &str, text: 
     let shares = app.store.shares().await?;
     let location = places::within_reach(&title, &host, &shares, text)?;
     let checked = host.agent.check_directory(&location).await;
-    checked.map_err(|error| places::not_looked(&title, host.name(), &error))?;
+    checked.map_err(|error| places::not_listed(&title, host.name(), &error))?;
     let path = written(&location, &places::known(&shares));
     if !app.store.add_storage_location(host.record.id, &location).await? {
         let finding = Finding::blocks(

@@ -22,15 +22,15 @@ pub(crate) async fn browse_host(
     let title = Title::BrowseHost { host: reference.to_owned() };
     let host = app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding))?;
     let shares = app.store.shares().await?;
-    let not_looked = |error| places::not_looked(&title, host.name(), &error);
+    let not_listed = |error| places::not_listed(&title, host.name(), &error);
     match location {
         None => {
-            let offered = host.agent.places().await.map_err(not_looked)?;
+            let offered = host.agent.places().await.map_err(not_listed)?;
             Ok(PlacesView::Offered { places: offered.into_iter().map(|one| view(app, &host, &shares, one)).collect() })
         }
         Some(text) => {
             let location = places::within_reach(&title, &host, &shares, text)?;
-            let listing = host.agent.directory(&location).await.map_err(not_looked)?;
+            let listing = host.agent.directory(&location).await.map_err(not_listed)?;
             let path = written(&location, &places::known(&shares));
             Ok(PlacesView::Directory { location, path, listing })
         }

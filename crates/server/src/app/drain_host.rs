@@ -46,7 +46,7 @@ pub(crate) async fn drain_host(
         let message = Message::HostTakesOwn { host: host.name().to_owned() };
         return Err(super::invalid(&title, host.name(), message, ByHand::NameAnotherHost));
     }
-    let seen = app.inventory.look(&host).await;
+    let seen = app.inventory.refresh_now(&host).await;
     if let Some(trouble) = seen.trouble.filter(|_| !seen.reachable) {
         return Err(Failure::found(title, trouble));
     }

@@ -20,7 +20,7 @@ pub(crate) async fn power_vm(app: &Arc<App>, reference: &str, power: Power) -> R
     };
     let (host, vm) = app.inventory.find_vm(&title, reference)?;
     // The host is asked now: it may have lost power since its last report, with the VMs that ran there.
-    let seen = app.inventory.look(&host).await;
+    let seen = app.inventory.refresh_now(&host).await;
     if let Some(trouble) = seen.trouble.clone().filter(|_| !seen.reachable) {
         return Err(Failure::found(title, trouble));
     }

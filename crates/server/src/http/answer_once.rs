@@ -34,7 +34,7 @@ pub(super) const KEY_PATTERN: &str = "^[!-~]+$";
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// How long a repeated request waits for the first one's answer.
 const FIRST_ANSWER_WITHIN: Duration = Duration::from_secs(100);
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const POLL_EVERY: Duration = Duration::from_millis(50);
 
 pub(super) async fn answer_once(
     State(app): AppState,
@@ -92,7 +92,7 @@ async fn first(app: &App, key: &str, request_hash: &str) -> Result<Begun, Failur
         if begun != Begun::Working || tokio::time::Instant::now() >= end || app.stop.is_cancelled() {
             return Ok(begun);
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(POLL_EVERY).await;
     }
 }
 

@@ -26,7 +26,7 @@ const PROOF_AGE_MAX: Duration = Duration::from_secs(10);
 /// How long a file system may take to show another host's new file. A file that is still missing then counts as absent.
 const VISIBLE_WITHIN: Duration = Duration::from_secs(2);
 /// How often a missing file is read again.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const POLL_EVERY: Duration = Duration::from_millis(100);
 
 /// The share and the incarnations of both agents: a restarted agent may have mounted the share anew.
 type Key = (ShareId, Option<Incarnation>, Option<Incarnation>);
@@ -102,7 +102,7 @@ impl IdentityCheck {
         if let Err(error) = one.agent.write_token(share, &name, &token).await {
             return ShareIdentity::NotProven(answered(one.name(), &error));
         }
-        let identity = look_for(share, &name, &token, other).await;
+        let identity = find_token(share, &name, &token, other).await;
         // In the background: the removal is not part of the proof.
         let one_too = one.clone();
         self.tasks.spawn(async move {
@@ -120,7 +120,7 @@ impl IdentityCheck {
     }
 }
 
-async fn look_for(share: ShareId, name: &str, token: &ShareToken, host: &Host) -> ShareIdentity {
+async fn find_token(share: ShareId, name: &str, token: &ShareToken, host: &Host) -> ShareIdentity {
     let end = Instant::now() + VISIBLE_WITHIN;
     loop {
         match host.agent.read_token(share, name).await {
@@ -130,7 +130,7 @@ async fn look_for(share: ShareId, name: &str, token: &ShareToken, host: &Host) -
                 if Instant::now() >= end {
                     return ShareIdentity::Different;
                 }
-                tokio::time::sleep(LOOK_AGAIN).await;
+                tokio::time::sleep(POLL_EVERY).await;
             }
             Err(error) => return ShareIdentity::NotProven(answered(host.name(), &error)),
         }

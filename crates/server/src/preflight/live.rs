@@ -100,7 +100,7 @@ pub(crate) async fn judge_all(
 async fn ask(inventory: &Arc<Inventory>, host: &Arc<Host>, vm: VmId) -> Seen {
     let seen = inventory.refresh(host).await;
     let runs = seen.vm(vm).is_some_and(|facts| facts.state == VmState::Running);
-    if runs || !seen.reachable { seen } else { inventory.look(host).await }
+    if runs || !seen.reachable { seen } else { inventory.refresh_now(host).await }
 }
 
 /// Both hosts of a move, and their answers.

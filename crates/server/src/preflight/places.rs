@@ -47,7 +47,7 @@ pub(crate) fn attached(seen: &Seen) -> &[AttachedShare] {
 }
 
 /// The failure of an agent's look at a place. An agent of an earlier version does not know the request.
-pub(crate) fn not_looked(title: &Title, host: &str, error: &ClientError) -> Failure {
+pub(crate) fn not_listed(title: &Title, host: &str, error: &ClientError) -> Failure {
     let is_old = error.problem().is_some_and(|problem| {
         problem.status == 404 && problem.findings.iter().any(|finding| finding.id == FindingId::RequestInvalid)
     });
@@ -90,7 +90,7 @@ mod tests {
         let answer = |id, message: &str| {
             let finding = Finding::of_text(id, "request", message, "Do");
             let error = ClientError::Refused(Box::new(Problem::refused(404, message, vec![finding])));
-            let problem = not_looked(&Title::BrowseHost { host: "kvm1".into() }, "kvm1", &error).into_problem();
+            let problem = not_listed(&Title::BrowseHost { host: "kvm1".into() }, "kvm1", &error).into_problem();
             (problem.status, problem.findings[0].id)
         };
         let no_route = answer(FindingId::RequestInvalid, "There is no such route");

@@ -14,7 +14,7 @@ use crate::inventory::Inventory;
 
 /// Why old files of a VM stay: what VMs of any host, asked now, need of them.
 pub(crate) async fn needed_by_others_now(inventory: &Arc<Inventory>, vm: VmId, disks: &[DiskMove]) -> Vec<JobText> {
-    inventory.look_at_all().await;
+    inventory.refresh_all().await;
     let found = used_by_others(inventory, vm, disks);
     found.into_iter().map(|finding| JobText::OldFilesStay { why: finding.message.into() }).collect()
 }

@@ -83,7 +83,7 @@ impl LiveParticipant for Agent {
     }
 
     async fn state_of(&self, vm: VmId) -> Result<Option<VmState>, ClientError> {
-        let observation = self.host.agent.look().await?;
+        let observation = self.host.agent.refresh().await?;
         Ok(observation.vms.iter().find(|facts| facts.id == vm).map(|facts| facts.state))
     }
 }

@@ -195,6 +195,6 @@ impl Site for Context {
     }
 
     async fn wait_until(&self, agent: &Agent, vm: VmId, is_so: impl Fn(Option<&VmFacts>) -> bool + Send + Sync) {
-        self.inventory().look_until(&agent.host, |seen| is_so(seen.vm(vm))).await;
+        self.inventory().refresh_until(&agent.host, |seen| is_so(seen.vm(vm))).await;
     }
 }

@@ -93,7 +93,7 @@ mod tests {
         };
         let (sent, received) = tokio::join!(sending, receiving);
         if sent.is_ok() {
-            assert_eq!((meter.looked_at(), meter_there.looked_at()), (length, length));
+            assert_eq!((meter.examined(), meter_there.examined()), (length, length));
         }
         (meter.sent(), sent, received)
     }

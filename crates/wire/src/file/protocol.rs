@@ -45,14 +45,14 @@ impl Form {
 /// Progress of a file; shared with its observers.
 #[derive(Debug, Default)]
 pub struct FileMeter {
-    pub(super) looked_at: AtomicU64,
+    pub(super) examined: AtomicU64,
     pub(super) sent: AtomicU64,
 }
 
 impl FileMeter {
     /// Bytes of the file that are settled: compared, sent or skipped. Never more than its length.
-    pub fn looked_at(&self) -> u64 {
-        self.looked_at.load(Relaxed)
+    pub fn examined(&self) -> u64 {
+        self.examined.load(Relaxed)
     }
 
     /// Bytes of the file that were sent over the wire.

@@ -129,7 +129,7 @@ where
                     Differing::Refused => is_same(&blocks, block, Some(bytes)).await?,
                 }
                 meter.sent.fetch_add(u64::from(size), Relaxed);
-                meter.looked_at.fetch_max(blocks.end_of(block), Relaxed);
+                meter.examined.fetch_max(blocks.end_of(block), Relaxed);
             }
             ZEROES => {
                 let block = blocks.named(timely(stream.read_u32_le()).await?)?;
@@ -162,7 +162,7 @@ where
     if whole.finalize().as_bytes() != &expected {
         return Err(WireError::Local(io::Error::other("what was written is not what was sent")));
     }
-    meter.looked_at.store(length, Relaxed);
+    meter.examined.store(length, Relaxed);
     Ok(())
 }
 

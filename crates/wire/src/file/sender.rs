@@ -79,7 +79,7 @@ where
             meter.sent.fetch_add(bytes.map_or(0, |bytes| bytes.len() as u64), Relaxed);
             spoke = Instant::now();
         }
-        meter.looked_at.store(blocks.end_of(block), Relaxed);
+        meter.examined.store(blocks.end_of(block), Relaxed);
     }
     if file.metadata().map_err(WireError::Local)?.len() != length {
         return Err(WireError::Local(io::Error::other("the file changed its length while it was read")));

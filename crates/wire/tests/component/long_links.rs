@@ -124,9 +124,9 @@ async fn a_peer_of_the_first_version_caps_a_long_link() {
 
 const TICK: Duration = Duration::from_millis(1);
 /// How often the source's carrier looks.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL: Duration = Duration::from_millis(200);
 /// QEMU's rate is of so long.
-const QEMU_LOOK: Duration = Duration::from_millis(100);
+const QEMU_POLL: Duration = Duration::from_millis(100);
 
 /// A guest whose QEMU migrates over a link, in steps of a millisecond. Bytes are of memory that is not zero.
 struct Model {
@@ -153,7 +153,7 @@ struct Model {
     frames: VecDeque<(u64, Duration)>,
     qemu_accepted: u64,
     qemu_sees: f64,
-    looked: f64,
+    polled: f64,
 }
 
 /// What was seen when QEMU stopped the guest.
@@ -188,7 +188,7 @@ impl Model {
             frames: VecDeque::new(),
             qemu_accepted: 0,
             qemu_sees: 0.0,
-            looked: memory,
+            polled: memory,
         }
     }
 
@@ -221,28 +221,28 @@ impl Model {
         self.left = (self.left + self.rate * TICK.as_secs_f64()).min(self.accepted as f64);
         self.arriving.push_back((self.now + self.round_trip / 2, self.left as u64));
         self.dirtied = (self.dirtied + self.dirty_rate * TICK.as_secs_f64()).min(self.working_set);
-        if self.now.as_millis().is_multiple_of(QEMU_LOOK.as_millis()) {
-            self.qemu_sees = (self.accepted - self.qemu_accepted) as f64 / QEMU_LOOK.as_secs_f64();
+        if self.now.as_millis().is_multiple_of(QEMU_POLL.as_millis()) {
+            self.qemu_sees = (self.accepted - self.qemu_accepted) as f64 / QEMU_POLL.as_secs_f64();
             self.qemu_accepted = self.accepted;
         }
-        if self.now.as_millis().is_multiple_of(LOOK.as_millis()) {
-            self.look();
+        if self.now.as_millis().is_multiple_of(POLL.as_millis()) {
+            self.poll();
         }
     }
 
-    fn look(&mut self) {
-        let fell = (self.looked - self.remaining).max(0.0);
-        self.looked = self.remaining;
+    fn poll(&mut self) {
+        let fell = (self.polled - self.remaining).max(0.0);
+        self.polled = self.remaining;
         self.law = switchover::law(
             self.law,
             Some(&Outlook {
                 total: ByteCount(1),
                 remaining: ByteCount(self.remaining as u64),
                 rate_bytes_per_s: self.qemu_sees as u64,
-                falling_bytes_per_s: (fell / LOOK.as_secs_f64()) as u64,
+                falling_bytes_per_s: (fell / POLL.as_secs_f64()) as u64,
                 downtime_limit: LIMIT,
                 round_trip: self.round_trip,
-                since_look: LOOK,
+                since_poll: POLL,
             }),
         );
     }

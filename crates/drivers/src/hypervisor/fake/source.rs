@@ -349,8 +349,8 @@ fn stop(host: &Host, vm: VmId) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Calls `look` with the memory of a VM that is being moved, unless the move must end.
-fn with_memory<T>(host: &Host, vm: VmId, look: impl FnOnce(&guest::Memory, &mut Outgoing) -> T) -> Result<T, Trouble> {
+/// Calls `read` with the memory of a VM that is being moved, unless the move must end.
+fn with_memory<T>(host: &Host, vm: VmId, read: impl FnOnce(&guest::Memory, &mut Outgoing) -> T) -> Result<T, Trouble> {
     let mut state = host.state();
     let entry = state.vms.get_mut(&vm).ok_or_else(|| Trouble::Failed("the VM ended".to_owned()))?;
     let (Process::Running(memory) | Process::HandedOver(memory), Some(outgoing)) =
@@ -361,7 +361,7 @@ fn with_memory<T>(host: &Host, vm: VmId, look: impl FnOnce(&guest::Memory, &mut 
     if outgoing.abort {
         return Err(Trouble::Aborted);
     }
-    Ok(look(memory, outgoing))
+    Ok(read(memory, outgoing))
 }
 
 /// A client of another host's daemon.

@@ -133,7 +133,7 @@ mod tests {
         Image { path, format }
     }
 
-    fn looked(path: &Path, format: DiskFormat) -> (Vec<(u64, u64)>, ContentIndex) {
+    fn scanned(path: &Path, format: DiskFormat) -> (Vec<(u64, u64)>, ContentIndex) {
         let (mut data, mut bytes) = (Vec::new(), Vec::new());
         let send = |piece: Vec<u8>| {
             bytes.extend(piece);
@@ -169,7 +169,7 @@ mod tests {
         }
         assert_eq!(expected.blocks(), 10);
         for image in images {
-            let (data, index) = looked(&image.path, image.format);
+            let (data, index) = scanned(&image.path, image.format);
             assert_eq!(index, expected, "{:?}", image.format);
             assert!(data.iter().map(|(start, end)| end - start).sum::<u64>() < 1 << 20, "{data:?}");
         }
@@ -189,6 +189,6 @@ mod tests {
         };
         read(&disk.path, disk.format, KEY, |_| {}, send).expect("read");
         assert!(pieces <= 3, "{pieces} pieces");
-        assert_eq!(looked(&disk.path, disk.format).1.blocks(), 3200);
+        assert_eq!(scanned(&disk.path, disk.format).1.blocks(), 3200);
     }
 }

@@ -181,12 +181,12 @@ pub(super) async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Resu
 async fn give_up(shared: &Arc<Shared>, error: HypervisorError) {
     let board = &shared.board;
     let vm = board.vm;
-    let looked = call(&board.hypervisor, move |hypervisor| {
+    let probed = call(&board.hypervisor, move |hypervisor| {
         // In this order: while a migration is still active, a running VM proves nothing.
         let moves = hypervisor.migration_stats(vm)?.is_some();
         Ok((hypervisor.presence(vm, Role::Source)?, moves))
     });
-    let (presence, moves) = looked.await.unwrap_or((Presence::Unknown, true));
+    let (presence, moves) = probed.await.unwrap_or((Presence::Unknown, true));
     if presence == Presence::Running && !moves {
         note_that_it_runs_on(board).await;
     }

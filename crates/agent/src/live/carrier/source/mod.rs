@@ -45,7 +45,7 @@ use self::{
     channels::{carry_each, carry_rpc, listen, listen_for_qemu, request_partials},
     handover::settle,
     progress::show_progress,
-    state::{LOOK_EVERY, Shared, ask_to_abort, end},
+    state::{POLL_EVERY, Shared, ask_to_abort, end},
     watchdog::watch_over,
 };
 use super::{board::Board, control::Carried, meters::Meters};
@@ -175,7 +175,7 @@ impl Source {
         while board.known().stage == Stage::Performing && Instant::now() < until {
             ask_to_abort(board).await;
             let ended = board.wait_for(|known| known.stage != Stage::Performing);
-            let _ = tokio::time::timeout(LOOK_EVERY, ended).await;
+            let _ = tokio::time::timeout(POLL_EVERY, ended).await;
         }
         aborted(board.vm, board.known().stage, shared.delivered.load(Ordering::SeqCst))
     }
@@ -271,7 +271,7 @@ async fn hear(mut control: Control, shared: Arc<Shared>) {
 /// Returns shortly after the move was asked to end.
 async fn ended(shared: &Shared) {
     while !shared.aborting.load(Ordering::SeqCst) {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(POLL_EVERY).await;
     }
 }
 

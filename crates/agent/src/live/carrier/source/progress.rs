@@ -13,16 +13,16 @@ use ferry_core::{
 use ferry_drivers::hypervisor::{Hypervisor, MigrationStats};
 use tracing::debug;
 
-use super::state::{LOOK_EVERY, Shared};
+use super::state::{POLL_EVERY, Shared};
 use crate::{blocking::call, lock::lock};
 
 pub(super) async fn show_progress(shared: &Shared, started: Instant) -> ! {
     let board = &shared.board;
     let vm = board.vm;
-    let (mut looked_at, mut remained, mut remains) = (Instant::now(), ByteCount(0), Remains::default());
+    let (mut polled_at, mut remained, mut remains) = (Instant::now(), ByteCount(0), Remains::default());
     let mut rests = Rests::default();
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(POLL_EVERY).await;
         // A query would wait for QEMU, which is handing over now.
         if lock(&shared.stopped_at).is_some() {
             continue;
@@ -36,46 +36,46 @@ pub(super) async fn show_progress(shared: &Shared, started: Instant) -> ! {
                 continue;
             }
         };
-        follow_law(shared, Some(outlook(shared, &stats, remained, looked_at.elapsed())));
-        (looked_at, remained) = (Instant::now(), stats.memory_remaining);
+        follow_law(shared, Some(outlook(shared, &stats, remained, polled_at.elapsed())));
+        (polled_at, remained) = (Instant::now(), stats.memory_remaining);
         let devices: Vec<String> = shared.request.disks.iter().map(|disk| disk.device.clone()).collect();
-        let look = move |hypervisor: &dyn Hypervisor| {
+        let probe = move |hypervisor: &dyn Hypervisor| {
             let one = |device: &String| hypervisor.migrated_disk(vm, device);
             devices.iter().map(one).collect::<Result<Vec<_>, _>>()
         };
-        let looked = match shared.request.disks.is_empty() {
+        let polled = match shared.request.disks.is_empty() {
             true => Vec::new(),
-            false => call(&board.hypervisor, look).await.unwrap_or_default(),
+            false => call(&board.hypervisor, probe).await.unwrap_or_default(),
         };
         let wire = shared.meters.wire();
         let flows = (stats.memory_total.0 > 0).then_some(stats.rate_bytes_per_s);
-        let rest = rests.look(started.elapsed(), &looked, flows);
+        let rest = rests.update(started.elapsed(), &polled, flows);
         let rest = if flows.is_some() { rest } else { Rest::default() };
         *lock(&shared.disk_rest) = rest;
-        if stats.memory_total.0 == 0 && remains.get_on(&looked) {
+        if stats.memory_total.0 == 0 && remains.get_on(&polled) {
             // The time limit applies to memory: disks take as long as they need while they make progress.
             *lock(&shared.limited_from) = Instant::now();
         }
         board.update(|known| {
             known.progress = Some(progress(known.progress, &stats, rest, wire, started));
-            for (disk, looked) in known.disks.iter_mut().zip(looked) {
-                disk_progress(disk, looked);
+            for (disk, polled) in known.disks.iter_mut().zip(polled) {
+                disk_progress(disk, polled);
             }
         });
     }
 }
 
 /// The outlook for memory; `remained` is what remained at the previous poll.
-fn outlook(shared: &Shared, stats: &MigrationStats, remained: ByteCount, since_look: Duration) -> Outlook {
+fn outlook(shared: &Shared, stats: &MigrationStats, remained: ByteCount, since_poll: Duration) -> Outlook {
     let fell = remained.0.saturating_sub(stats.memory_remaining.0);
     Outlook {
         total: stats.memory_total,
         remaining: stats.memory_remaining,
         rate_bytes_per_s: stats.rate_bytes_per_s,
-        falling_bytes_per_s: (fell as f64 / since_look.as_secs_f64()) as u64,
+        falling_bytes_per_s: (fell as f64 / since_poll.as_secs_f64()) as u64,
         downtime_limit: *lock(&shared.downtime_limit),
         round_trip: shared.control.round_trip(),
-        since_look,
+        since_poll,
     }
 }
 
@@ -91,9 +91,9 @@ fn follow_law(shared: &Shared, outlook: Option<Outlook>) {
 }
 
 /// Byte counts never fall, and a ready disk stays ready: from then on the guest's writes go to both files at once.
-fn disk_progress(disk: &mut DiskProgress, looked: Option<(ByteCount, ByteCount)>) {
-    let Some((copied, total)) = looked else { return };
-    let all = disk.looked(copied, total);
+fn disk_progress(disk: &mut DiskProgress, polled: Option<(ByteCount, ByteCount)>) {
+    let Some((copied, total)) = polled else { return };
+    let all = disk.update(copied, total);
     disk.stage = match disk.stage == DiskStage::Ready || (all && disk.copied == disk.total) {
         true => DiskStage::Ready,
         false => DiskStage::Copying,
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn a_disk_that_is_ready_stays_ready_while_the_guest_writes() {
         let mut disk = DiskProgress::default();
-        for (looked, expected, copied) in [
+        for (polled, expected, copied) in [
             (None, DiskStage::Waiting, 0),
             (Some((0, 0)), DiskStage::Copying, 0),
             (Some((50, 100)), DiskStage::Copying, 50),
@@ -139,8 +139,8 @@ mod tests {
             (Some((100, 120)), DiskStage::Ready, 100),
             (Some((120, 120)), DiskStage::Ready, 120),
         ] {
-            disk_progress(&mut disk, looked.map(|(copied, total)| (ByteCount(copied), ByteCount(total))));
-            assert_eq!((disk.stage, disk.copied), (expected, ByteCount(copied)), "{looked:?}");
+            disk_progress(&mut disk, polled.map(|(copied, total)| (ByteCount(copied), ByteCount(total))));
+            assert_eq!((disk.stage, disk.copied), (expected, ByteCount(copied)), "{polled:?}");
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How often libvirt is polled for progress.
-pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
+pub(super) const POLL_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) struct Shared {
     pub(super) board: Arc<Board>,

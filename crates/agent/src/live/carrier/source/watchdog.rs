@@ -14,7 +14,7 @@ use ferry_core::{
 use ferry_drivers::hypervisor::Hypervisor;
 use tracing::{debug, warn};
 
-use super::state::{LOOK_EVERY, Shared, end};
+use super::state::{POLL_EVERY, Shared, end};
 use crate::{blocking::call, lock::lock};
 
 pub(super) async fn watch_over(shared: &Shared) -> ! {
@@ -23,7 +23,7 @@ pub(super) async fn watch_over(shared: &Shared) -> ! {
     let vm = board.vm;
     let (began, mut heard) = (Instant::now(), BTreeMap::new());
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(POLL_EVERY).await;
         let (device, silent) = most_silent(shared, &mut heard, began.elapsed());
         let delivered = shared.delivered.load(Ordering::SeqCst);
         let stopped_at = *lock(&shared.stopped_at);
