@@ -143,13 +143,13 @@ async fn queued_starts(client: &ServerClient, vms: &[String], figures: &mut Vec<
     }
     let parent = move_all(client, vms, "kvm1").await;
     wait_for("they moved", async || client.job(parent.id).await.is_ok_and(|job| job.phase == Phase::Succeeded)).await;
-    let mut turns = Vec::new();
+    let mut starts = Vec::new();
     for child in &parent.children {
         let job = client.job(child.id).await.expect("known");
-        let turn = job.log.iter().find(|line| line.message == "Its turn has come").expect("it came").at_ms;
-        turns.push((turn, job.ended_at_ms.expect("it ended")));
+        let started = job.log.iter().find(|line| line.message == "Its turn has come").expect("it came").at_ms;
+        starts.push((started, job.ended_at_ms.expect("it ended")));
     }
-    let gaps: Vec<f64> = turns.windows(2).map(|pair| pair[1].0.saturating_sub(pair[0].1) as f64).collect();
+    let gaps: Vec<f64> = starts.windows(2).map(|pair| pair[1].0.saturating_sub(pair[0].1) as f64).collect();
     figures.push(Figure {
         name: "slot free → next job begins, median, ms",
         value: percentile(gaps.clone(), 0.5),

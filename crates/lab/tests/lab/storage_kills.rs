@@ -34,13 +34,13 @@ enum Seen {
 }
 
 /// A move of vda from one format to the other on the host's own disk.
-struct Turn {
+struct MoveUnderTest {
     job: JobView,
     old: String,
     new: String,
 }
 
-impl Turn {
+impl MoveUnderTest {
     fn start(site: &Site) -> Self {
         let old = site.disk("vda").expect("a disk");
         let format = if old.ends_with(".raw") { "qcow2" } else { "raw" };
@@ -108,12 +108,12 @@ fn an_agent_killed_in_any_phase_of_a_storage_move_loses_nothing() {
         let begun = Instant::now();
         site.kill_agent().expect("killed");
         site.start_agent(point).expect("started");
-        let turn = Turn::start(&site);
-        turn.wait(&site, seen);
-        turn.assert_open(&site);
+        let test = MoveUnderTest::start(&site);
+        test.wait(&site, seen);
+        test.assert_open(&site);
         site.kill_agent().expect("killed");
         site.start_agent("").expect("started again");
-        turn.check(&site, expected, point);
+        test.check(&site, expected, point);
         eprintln!("{seen:?} {point}: {expected:?} in {} ms", begun.elapsed().as_millis());
     }
 }
@@ -131,11 +131,11 @@ fn a_server_killed_in_any_phase_of_a_storage_move_goes_on_with_it() {
     ] {
         let begun = Instant::now();
         site.restart_server(point).expect("started");
-        let turn = Turn::start(&site);
-        turn.wait(&site, seen);
-        turn.assert_open(&site);
+        let test = MoveUnderTest::start(&site);
+        test.wait(&site, seen);
+        test.assert_open(&site);
         site.restart_server("").expect("started again");
-        turn.check(&site, Phase::Succeeded, point);
+        test.check(&site, Phase::Succeeded, point);
         eprintln!("{seen:?} {point}: in {} ms", begun.elapsed().as_millis());
     }
 }

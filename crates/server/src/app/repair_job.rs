@@ -194,10 +194,10 @@ async fn clean_what_answers(app: &App, record: &JobRecord) {
     let (source, destination) = (&record.job.source, &record.job.destination);
     // In an offline move the destination decides which host has the VM: until it has answered, the source keeps its
     // hold.
-    let in_turn = record.job.kind == JobKind::Offline;
-    for host in if in_turn { [destination, source] } else { [source, destination] } {
+    let destination_first = record.job.kind == JobKind::Offline;
+    for host in if destination_first { [destination, source] } else { [source, destination] } {
         let Some(host) = app.inventory.by_id(host.id).filter(|host| host.seen().reachable) else {
-            if in_turn {
+            if destination_first {
                 return;
             }
             continue;
@@ -209,7 +209,7 @@ async fn clean_what_answers(app: &App, record: &JobRecord) {
         };
         if let Err(error) = cleaned.await {
             tracing::info!(host = agent.name(), error = %chain(&error), "A host was left as it is");
-            if in_turn {
+            if destination_first {
                 return;
             }
         }

@@ -209,7 +209,7 @@ pub(crate) async fn drive(log: &impl Log, job: JobId, saga: &mut impl Saga, pati
                 }
             }
             Next::Undo(step) => {
-                repeat(log, job, saga, patience, Turn::Undo(step)).await;
+                repeat(log, job, saga, patience, StepAction::Undo(step)).await;
                 append(log, job, saga, &[LogEvent::Undone { step }]).await;
             }
         }
@@ -235,7 +235,7 @@ async fn stop_here(_point: String) {}
 /// Runs a step. Returns whether it succeeded; if not, the failure is in the log.
 async fn run(log: &impl Log, job: JobId, saga: &mut impl Saga, step: Step, patience: Patience) -> bool {
     if !step.class().is_taken_back() {
-        repeat(log, job, saga, patience, Turn::Run(step)).await;
+        repeat(log, job, saga, patience, StepAction::Run(step)).await;
         return true;
     }
     let Err(StepFailed(why)) = saga.run(step).await else { return true };
@@ -245,29 +245,29 @@ async fn run(log: &impl Log, job: JobId, saga: &mut impl Saga, step: Step, patie
 
 /// The action that is repeated until it succeeds.
 #[derive(Clone, Copy)]
-enum Turn {
+enum StepAction {
     Run(Step),
     Undo(Step),
 }
 
 /// Repeats an action until it succeeds. Failures are shown from the first one on; the log records once that the job is
 /// stuck.
-async fn repeat(log: &impl Log, job: JobId, saga: &mut impl Saga, patience: Patience, turn: Turn) {
+async fn repeat(log: &impl Log, job: JobId, saga: &mut impl Saga, patience: Patience, action: StepAction) {
     let mut backoff = patience.backoff;
     let mut failures = 0;
     loop {
-        let tried = match turn {
-            Turn::Run(step) => saga.run(step).await,
-            Turn::Undo(step) => saga.undo(step).await,
+        let tried = match action {
+            StepAction::Run(step) => saga.run(step).await,
+            StepAction::Undo(step) => saga.undo(step).await,
         };
         let Err(StepFailed(why)) = tried else { break };
         failures += 1;
         saga.running().in_vain(Some(why.clone()));
         if failures == patience.tries_before_stuck {
             tracing::warn!(job = job.0, %why, "The job is stuck; it is tried on");
-            let event = match turn {
-                Turn::Run(step) => LogEvent::Failed { step, why },
-                Turn::Undo(step) => LogEvent::UndoFailed { step, why },
+            let event = match action {
+                StepAction::Run(step) => LogEvent::Failed { step, why },
+                StepAction::Undo(step) => LogEvent::UndoFailed { step, why },
             };
             append(log, job, saga, &[event]).await;
             saga.running().stuck();

@@ -25,7 +25,7 @@ const READERS_MAX: u32 = 4;
 const BUSY_MAX: Duration = Duration::from_secs(5);
 
 /// How long a request waits for a connection while the database is busy: longer than [`BUSY_MAX`].
-const TURN_MAX: Duration = Duration::from_secs(10);
+const ACQUIRE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Why a database operation failed.
 #[derive(Debug, Error)]
@@ -67,7 +67,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Newer`] if a newer version of the program wrote the file, which is then left unchanged.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::open_with(Self::options(path), TURN_MAX).await
+        Self::open_with(Self::options(path), ACQUIRE_WITHIN).await
     }
 
     fn options(path: &Path) -> SqliteConnectOptions {
@@ -80,9 +80,9 @@ impl Store {
             .busy_timeout(BUSY_MAX)
     }
 
-    async fn open_with(options: SqliteConnectOptions, turn_max: Duration) -> Result<Self, StoreError> {
+    async fn open_with(options: SqliteConnectOptions, acquire_within: Duration) -> Result<Self, StoreError> {
         let pool = |connections| {
-            let pool = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(turn_max);
+            let pool = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(acquire_within);
             // SQLite itself ends a transaction that a full disk or an I/O error broke, but sqlx would consider it open
             // for ever.
             pool.before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))

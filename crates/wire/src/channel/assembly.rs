@@ -188,8 +188,8 @@ mod tests {
             let (mut assembly, mut got, mut announced) = (Assembly::new(4), Vec::new(), Vec::new());
             // Three lanes end sometime, the fourth at last.
             let ends: Vec<usize> = ends.iter().map(|end| end % (2 * lengths.len())).collect();
-            for (turn, pick) in order.iter().enumerate().take(2 * lengths.len()) {
-                for _ in ends.iter().filter(|end| **end == turn) {
+            for (at, pick) in order.iter().enumerate().take(2 * lengths.len()) {
+                for _ in ends.iter().filter(|end| **end == at) {
                     assembly.end(total, chain.value()).expect("it fits");
                 }
                 // A header, or the payload of one whose header came.

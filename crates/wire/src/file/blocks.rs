@@ -12,7 +12,7 @@ pub const FILE_BYTES_MAX: u64 = 1 << 44;
 /// Bytes read at once: a whole number of blocks.
 pub(super) const READ_BYTES: u64 = 1 << 20;
 /// Blocks of a hole processed before yielding to other tasks: each costs a hash.
-const HOLE_TURN_BLOCKS: u32 = 4096;
+const HOLE_BATCH_BLOCKS: u32 = 4096;
 
 /// A file of at most [`FILE_BYTES_MAX`], divided into blocks; the last may be shorter.
 #[derive(Clone)]
@@ -75,7 +75,7 @@ impl Reader {
     pub(super) async fn read(&mut self, block: u32) -> Result<Option<&[u8]>, WireError> {
         let (start, end) = (self.blocks.start_of(block), self.blocks.end_of(block));
         if end <= self.hole_until {
-            if block.is_multiple_of(HOLE_TURN_BLOCKS) {
+            if block.is_multiple_of(HOLE_BATCH_BLOCKS) {
                 tokio::task::yield_now().await;
             }
             return Ok(None);

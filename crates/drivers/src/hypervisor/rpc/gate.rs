@@ -69,7 +69,7 @@ pub enum RefusalReason {
     Hypervisor(String),
     /// Two Prepare calls, or Finish without Prepare.
     #[error("It comes out of turn")]
-    OutOfTurn,
+    OutOfOrder,
     /// Flags that a paused live move does not have, or a lack of those that it must have.
     #[error("Its flags are {found:#x}; a paused live move has {needed:#x} and at most {allowed:#x}")]
     Flags {
@@ -110,7 +110,7 @@ pub struct Refusal {
 
 /// The state of the move, as far as the calls that passed show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Turn {
+enum GateState {
     Opening,
     Prepared,
     Finished,
@@ -124,14 +124,14 @@ enum Turn {
 #[derive(Debug)]
 pub struct Gate {
     policy: GatePolicy,
-    turn: Turn,
+    state: GateState,
     calls: Splitter,
 }
 
 impl Gate {
     /// A gate for one connection.
     pub fn new(policy: GatePolicy) -> Self {
-        Self { policy, turn: Turn::Opening, calls: Splitter::default() }
+        Self { policy, state: GateState::Opening, calls: Splitter::default() }
     }
 
     /// Takes `bytes` from the source's libvirtd and appends the messages that may go to this host's libvirt to `out`.
@@ -142,17 +142,17 @@ impl Gate {
     /// source's libvirt reports the refusal with its own message only if it can still close its connection. Give it a
     /// few seconds. Without a reply the stream can no longer be parsed: close both connections.
     pub fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Refusal> {
-        if self.turn == Turn::Lost {
+        if self.state == GateState::Lost {
             return Err(Refusal { procedure: 0, reason: RefusalReason::Closed, reply: Vec::new() });
         }
-        let Self { policy, turn, calls } = self;
+        let Self { policy, state, calls } = self;
         let result = calls.push::<Refusal>(bytes, |message| {
-            admit(message, policy, turn).map_err(|reason| refusal(message.header, reason))?;
+            admit(message, policy, state).map_err(|reason| refusal(message.header, reason))?;
             out.extend_from_slice(message.bytes);
             Ok(())
         });
         if let Err(refusal) = &result {
-            self.turn = if refusal.reply.is_empty() { Turn::Lost } else { Turn::Refused };
+            self.state = if refusal.reply.is_empty() { GateState::Lost } else { GateState::Refused };
         }
         result
     }
@@ -189,7 +189,7 @@ fn name(procedure: u32) -> &'static str {
 }
 
 /// Decides whether a message from the source may pass, and updates the state of the move.
-fn admit(message: Message<'_>, policy: &GatePolicy, turn: &mut Turn) -> Result<(), RefusalReason> {
+fn admit(message: Message<'_>, policy: &GatePolicy, state: &mut GateState) -> Result<(), RefusalReason> {
     let Header { program, version, procedure, kind, .. } = message.header;
     match (program, version, kind) {
         (KEEPALIVE_PROGRAM, PROGRAM_VERSION, Kind::Message) if message.body.is_empty() => return Ok(()),
@@ -200,20 +200,20 @@ fn admit(message: Message<'_>, policy: &GatePolicy, turn: &mut Turn) -> Result<(
     }
     match procedure {
         CLOSE | UNREGISTER_CLOSE_CALLBACK => Ok(()),
-        _ if *turn == Turn::Refused => Err(RefusalReason::Closed),
+        _ if *state == GateState::Refused => Err(RefusalReason::Closed),
         SUPPORTS_FEATURE | AUTH_LIST | REGISTER_CLOSE_CALLBACK => Ok(()),
         OPEN => check_open(message.body),
-        PREPARE if *turn == Turn::Opening => {
+        PREPARE if *state == GateState::Opening => {
             check_prepare(&PrepareCall::parse(message.body)?, policy)?;
-            *turn = Turn::Prepared;
+            *state = GateState::Prepared;
             Ok(())
         }
-        FINISH if *turn == Turn::Prepared => {
+        FINISH if *state == GateState::Prepared => {
             check_finish(&FinishCall::parse(message.body)?, policy)?;
-            *turn = Turn::Finished;
+            *state = GateState::Finished;
             Ok(())
         }
-        PREPARE | FINISH => Err(RefusalReason::OutOfTurn),
+        PREPARE | FINISH => Err(RefusalReason::OutOfOrder),
         _ => Err(RefusalReason::NotPartOfAMove),
     }
 }

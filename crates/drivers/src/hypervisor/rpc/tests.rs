@@ -198,7 +198,7 @@ fn a_finish_that_is_not_this_moves_is_refused() {
     ];
     for row in rows {
         let reason = refused(&[prepare.clone(), call(FINISH, &row.body())]);
-        assert!(!matches!(reason, RefusalReason::OutOfTurn), "{reason}");
+        assert!(!matches!(reason, RefusalReason::OutOfOrder), "{reason}");
     }
 }
 
@@ -246,9 +246,9 @@ fn disks_move_along_only_where_the_session_says_which() {
 fn prepare_and_finish_pass_once_each_and_in_order() {
     let prepare = call(PREPARE, &good_prepare().body());
     let finish = call(FINISH, &good_finish().body());
-    assert_eq!(refused(std::slice::from_ref(&finish)), RefusalReason::OutOfTurn);
-    assert_eq!(refused(&[prepare.clone(), prepare.clone()]), RefusalReason::OutOfTurn);
-    assert_eq!(refused(&[prepare.clone(), finish.clone(), finish]), RefusalReason::OutOfTurn);
+    assert_eq!(refused(std::slice::from_ref(&finish)), RefusalReason::OutOfOrder);
+    assert_eq!(refused(&[prepare.clone(), prepare.clone()]), RefusalReason::OutOfOrder);
+    assert_eq!(refused(&[prepare.clone(), finish.clone(), finish]), RefusalReason::OutOfOrder);
 }
 
 #[test]
