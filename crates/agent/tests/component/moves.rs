@@ -544,7 +544,7 @@ async fn a_destination_that_cannot_be_made_ready_leaves_no_file_and_keeps_unfini
     let job = |number| Job { disks: disks.clone(), ..Job::new(number, 1, vm, "db", 0) };
     let taken_back = |what: &str| {
         assert!(is_kept() && !first.exists() && !second.exists(), "{what}");
-        assert_eq!(host.leftovers(), Vec::<std::path::PathBuf>::new(), "{what}");
+        assert_eq!(host.orphans(), Vec::<std::path::PathBuf>::new(), "{what}");
     };
     site.prepare_destination(&job(1)).await.expect("ready");
     std::fs::write(&first, vec![7; 6 << 20]).expect("a part came");
@@ -586,7 +586,7 @@ async fn an_undo_removes_what_it_made_once_and_never_what_took_its_name() {
     site.undo_destination_only(&job).await;
     assert_eq!(std::fs::read(&first).expect("it stays"), b"precious");
     assert_eq!(std::fs::read(&second).expect("it stays"), b"precious, too");
-    assert_eq!(host.leftovers(), Vec::<std::path::PathBuf>::new());
+    assert_eq!(host.orphans(), Vec::<std::path::PathBuf>::new());
 }
 
 #[cfg(feature = "failpoints")]
@@ -609,7 +609,7 @@ async fn a_file_that_was_made_but_not_written_down_is_removed_all_the_same() {
     site.hosts[1].restart_agent(key).await;
     site.undo_destination_only(&job).await;
     assert!(!first.exists());
-    assert_eq!(site.hosts[1].leftovers(), Vec::<std::path::PathBuf>::new());
+    assert_eq!(site.hosts[1].orphans(), Vec::<std::path::PathBuf>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -855,7 +855,7 @@ async fn a_release_that_overtakes_its_request_lets_it_do_nothing_also_after_a_re
     let Site { hosts, key, .. } = &mut site;
     hosts[1].restart_agent(key).await;
     assert_eq!(refusal(site.prepare_destination(&job).await), (409, FindingId::RequestStale));
-    assert_eq!(site.hosts[1].leftovers(), Vec::<std::path::PathBuf>::new());
+    assert_eq!(site.hosts[1].orphans(), Vec::<std::path::PathBuf>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -931,7 +931,7 @@ async fn a_destination_that_has_the_vm_already_refuses_it() {
     site.hosts[1].hypervisor.define(twin).expect("defined");
     let job = Job::new(1, 1, vm, "web01", 0);
     assert_eq!(refusal(site.prepare_destination(&job).await), (409, FindingId::VmUuidTaken));
-    assert!(site.hosts[1].knows(vm) && site.hosts[1].leftovers().is_empty());
+    assert!(site.hosts[1].knows(vm) && site.hosts[1].orphans().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -261,8 +261,8 @@ fn a_move_that_cannot_work_is_refused_and_nothing_is_changed() {
             assert_eq!(refusal(lab.migrate(vm, destination).await), (*status, vec![*id]), "{row}");
             assert_eq!(lab.client.jobs(None, None).await.expect("answered"), [], "{row}");
             assert_eq!(fabric.states().await, before, "{row}");
-            assert_eq!(fabric.kvm1.leftovers(), Vec::<String>::new(), "{row}");
-            assert_eq!(fabric.kvm2.leftovers(), Vec::<String>::new(), "{row}");
+            assert_eq!(fabric.kvm1.orphans(), Vec::<String>::new(), "{row}");
+            assert_eq!(fabric.kvm2.orphans(), Vec::<String>::new(), "{row}");
             assert_eq!(lab.running_on(web01).len(), 1, "{row}");
         });
     }

@@ -159,7 +159,7 @@ fn a_move_that_waits_is_cancelled_without_a_trace_and_restarted_as_a_second_atte
         assert_eq!(done.attempt, 2);
         assert!(done.log.iter().any(|line| line.message.contains("no room")), "the first attempt is remembered");
         assert!(done.steps.iter().all(|step| step.message.is_none()), "the steps are those of the second");
-        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+        assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
         assert_eq!(refusal(lab.client.restart_job(third.id).await), (409, vec![FindingId::JobOpen]));
     });
 }
@@ -212,7 +212,7 @@ fn several_vms_move_as_one_job_and_all_are_accepted_or_none() {
         for vm in ["web01", "db", "mail"] {
             assert_eq!(lab.client.vm(vm).await.expect("known").host, "kvm2");
         }
-        assert_eq!(kvm2.leftovers(), Vec::<String>::new());
+        assert_eq!(kvm2.orphans(), Vec::<String>::new());
         let child = lab.client.job(parent.children[1].id).await.expect("known");
         assert_eq!((child.parent, child.vm_name.as_str()), (Some(parent.id), "db"));
     });
@@ -242,7 +242,7 @@ fn cancelling_several_moves_cancels_those_that_have_not_switched_over() {
         for vm in ["web01", "db", "mail"] {
             assert_eq!(lab.client.vm(vm).await.expect("known").host, "kvm1");
         }
-        wait_for("nothing is left", async || kvm1.leftovers().is_empty() && kvm2.leftovers().is_empty()).await;
+        wait_for("nothing is left", async || kvm1.orphans().is_empty() && kvm2.orphans().is_empty()).await;
         assert!(ended.summary.contains(&format!("`ferry job restart {}`", parent.id)), "{}", ended.summary);
         assert_eq!(ended.summary.matches("ferry job").count(), 1, "of its parts each tells its own: {}", ended.summary);
         let again = lab.client.restart_job(parent.id).await.expect("restarted");
@@ -405,7 +405,7 @@ fn a_stuck_job_is_retried_or_dismissed_but_not_undone_after_the_switchover() {
         lab.wait_for_job(job, |job| job.phase == Phase::Succeeded).await;
         assert!(asked.elapsed() < std::time::Duration::from_secs(3), "not only after the next pause");
         assert_eq!(lab.running_on(vm), only("kvm2"));
-        assert_eq!(kvm1.leftovers(), Vec::<String>::new());
+        assert_eq!(kvm1.orphans(), Vec::<String>::new());
 
         let back = lab.migrate("web01", "kvm1").await.expect("accepted");
         lab.ends(&back, Phase::Succeeded).await;
@@ -516,7 +516,7 @@ fn what_could_not_be_taken_back_is_when_its_host_is_back() {
         kvm2.start().await;
         let undone = lab.client.undo_job(job.id).await.expect("it is before the switchover");
         lab.ends(&undone, Phase::Cancelled).await;
-        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+        assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
     });
 }
 

@@ -69,8 +69,8 @@ fn vm_stays_at_source_when_destination_refuses() {
         let job = lab.ends(&job, Phase::Failed).await;
         assert!(job.summary.contains("web01 stays on kvm1") && job.summary.contains("no room"), "{}", job.summary);
         assert_eq!(lab.running_on(vm), only("kvm1"));
-        assert_eq!(kvm1.leftovers(), Vec::<String>::new());
-        assert_eq!(kvm2.leftovers(), Vec::<String>::new());
+        assert_eq!(kvm1.orphans(), Vec::<String>::new());
+        assert_eq!(kvm2.orphans(), Vec::<String>::new());
         let job = lab.migrate("web01", "kvm2").await.expect("a second try is accepted");
         lab.ends(&job, Phase::Succeeded).await;
         assert_eq!(lab.running_on(vm), only("kvm2"));
@@ -87,7 +87,7 @@ fn vm_runs_at_source_when_the_finish_reply_is_lost() {
         lab.ends(&job, Phase::Failed).await;
         assert_eq!(lab.running_on(vm), only("kvm1"));
         assert!(lab.client.vm("kvm2/web01").await.is_err(), "nothing is left at the destination");
-        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+        assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
     });
 }
 
@@ -113,7 +113,7 @@ fn a_cancelled_move_leaves_the_vm_as_it_was() {
         assert_eq!(lab.running_on(vm), only("kvm1"));
         let is_back = async || lab.client.vm("db").await.is_ok_and(|vm| vm.facts.autostart);
         wait_for("autostart is back", is_back).await;
-        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+        assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
         assert_eq!(refusal(lab.client.cancel_job(id).await), (409, vec![FindingId::JobEnded]));
     });
 }
@@ -195,7 +195,7 @@ fn a_move_that_ended_while_the_server_was_away_is_finished_when_it_is_back() {
         lab.start_server().await;
         lab.ends(&job, Phase::Succeeded).await;
         assert_eq!(lab.running_on(vm), only("kvm2"));
-        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+        assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
     });
 }
 
@@ -266,7 +266,7 @@ fn who_has_the_vm_is_never_guessed_but_waited_for() {
         kvm1.start().await;
         lab.ends(&job, Phase::Failed).await;
         assert_eq!(lab.running_on(vm), only("kvm1"));
-        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+        assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
     });
 }
 
@@ -283,7 +283,7 @@ fn a_server_that_is_restarted_in_any_step_finishes_the_move() {
             lab.start_server().await;
             let job = lab.ends(&job, Phase::Succeeded).await;
             assert_eq!(lab.running_on(vm), only(to), "{step:?} {job:#?}");
-            assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()), "{step:?}");
+            assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()), "{step:?}");
             wait_for("both hosts answer", async || {
                 lab.client.hosts().await.is_ok_and(|hosts| hosts.iter().all(|host| host.reachable))
             })
@@ -390,7 +390,7 @@ fn an_agent_that_fails_anywhere_once_leaves_the_vm_in_one_place_and_nothing_behi
             assert_eq!(ended.phase, expected, "{point}: {ended:#?}");
             fail::remove(point);
             assert_eq!(lab.running_on(vm), only(if ends_the_move { &from } else { to }), "{point}");
-            assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()), "{point}");
+            assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()), "{point}");
         }
         // The undo fails once as well, and is repeated.
         for point in ["agent-abort", "agent-undone", "agent-release", "agent-released"] {
@@ -401,7 +401,7 @@ fn an_agent_that_fails_anywhere_once_leaves_the_vm_in_one_place_and_nothing_behi
             let job = lab.migrate("web01", to).await.expect("accepted");
             lab.ends(&job, Phase::Failed).await;
             assert_eq!(lab.running_on(vm), only(&from), "{point}");
-            assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()), "{point}");
+            assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()), "{point}");
         }
     });
 }

@@ -64,7 +64,7 @@ fn assert_at_source(kvm1: &Host, kvm2: &Host, vm: VmId) {
     assert_eq!(fs::read(disk(kvm1)).expect("there"), content(0));
     assert!(kvm2.hypervisor.vm(vm).expect("reachable").is_none());
     assert!(!kvm2.on_host("new/vda.raw").exists() && !kvm2.on_host("new/vars.fd").exists(), "under their names");
-    assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+    assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
 }
 
 fn assert_moved(kvm1: &Host, kvm2: &Host, vm: VmId) {
@@ -77,7 +77,7 @@ fn assert_moved(kvm1: &Host, kvm2: &Host, vm: VmId) {
     for (number, place) in places.iter().enumerate() {
         assert_eq!(fs::read(place).expect("there"), content(number), "{}", place.display());
     }
-    assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+    assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
 }
 
 /// Holds the source's agent after the copy: it reads the definition when it prepares, before it copies, and once more
@@ -159,7 +159,7 @@ fn a_vm_that_runs_is_never_moved_offline_nor_the_other_way_round() {
         let second = lab.client.migrate("db", &to_new(&kvm2)).await.expect("accepted").id;
         reached(&gate).await;
         // By now the VM is held: the hook vetoes a start, but the fake does not ask the hook.
-        assert!(!kvm1.leftovers().is_empty());
+        assert!(!kvm1.orphans().is_empty());
         kvm1.hypervisor.start(vm).expect("started past the hook");
         gate.release();
         let job = lab.client.job(second).await.expect("known");
@@ -279,7 +279,7 @@ fn what_cannot_move_is_refused_with_the_reason() {
         let job = lab.ends(&job, Phase::Failed).await;
         assert!(job.summary.contains("overlay"), "{}", job.summary);
         assert!(kvm1.hypervisor.vm(vm).expect("reachable").is_some() && disk(&kvm1).exists());
-        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+        assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
     });
 }
 
@@ -363,7 +363,7 @@ fn uefi_variables_that_are_not_there_yet_are_named_and_not_copied() {
         assert!(!kvm2.on_host("new/vars.fd").exists());
         assert_eq!(fs::read(kvm2.on_host("new/vda.raw")).expect("there"), content(0));
         assert_eq!(job.disks.len(), 1, "{:?}", job.disks);
-        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+        assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
     });
 }
 
@@ -455,7 +455,7 @@ fn vms_that_share_a_disk_move_one_after_the_other_and_share_it_again() {
             assert!(files[1].place == there && files[1].shareable);
         }
         assert_eq!(fs::read(&there).expect("there"), content(2));
-        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+        assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
     });
 }
 
@@ -472,7 +472,7 @@ fn a_vm_that_was_moved_on_at_once_is_left_alone_and_one_that_is_lost_keeps_what_
         let stuck = lab.wait_for_job(job.id, |job| job.phase == Phase::Stuck).await;
         assert!(stuck.summary.contains("virsh dumpxml"), "{}", stuck.summary);
         assert!(kvm1.hypervisor.vm(vm).expect("reachable").is_some() && disk(&kvm1).exists());
-        assert!(!kvm1.leftovers().is_empty(), "it is held");
+        assert!(!kvm1.orphans().is_empty(), "it is held");
 
         let mut guest = FakeGuest::new("db", &[]);
         guest.facts.id = vm;

@@ -344,7 +344,7 @@ fn uefi_variables_move_along_with_the_running_vm() {
         // QEMU writes the guest's variables there; they must fit.
         assert_eq!(fs::metadata(&new).expect("there").len(), 540 << 10);
         assert!(!old.exists(), "the old file is gone");
-        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+        assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
     });
 }
 

@@ -119,7 +119,7 @@ fn disks_move_to_the_host_and_one_comes_back() {
         let locations = lab.client.host("kvm1").await.expect("known").storage_locations;
         assert_eq!(locations[0].path, format!("{UNC}\\db"), "{locations:?}");
         assert!(new(&kvm1, "vdb.raw").exists(), "it was to be kept");
-        assert_eq!(kvm1.leftovers(), Vec::<String>::new());
+        assert_eq!(kvm1.orphans(), Vec::<String>::new());
     });
 }
 

@@ -309,7 +309,7 @@ impl Host {
     }
 
     /// Everything that moves left behind: journals, holds, socket directories.
-    pub fn leftovers(&self) -> Vec<String> {
+    pub fn orphans(&self) -> Vec<String> {
         let offline = self.config.state_dir.join("offline");
         let folders = [self.config.journal_dir(), self.config.holds_dir(), self.config.sessions_dir(), offline];
         let entries = folders.iter().flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten());

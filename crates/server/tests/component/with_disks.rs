@@ -90,7 +90,7 @@ fn only_what_the_destination_does_not_reach_moves_along() {
         assert_eq!((job.disks[0].device.as_str(), job.disks[0].stage), ("vda", DiskStage::Moved));
         let figures = job.figures.expect("known");
         assert!(figures.allocated_source.0 > 0 && figures.allocated_destination.0 > 0, "{figures:?}");
-        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+        assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
 
         // Moves the disk to the share on request; the old file stays.
         let disk = MoveDisk { device: "vda".into(), to: Some(format!("{UNC}\\db")), format: None };
@@ -118,7 +118,7 @@ fn what_fails_or_is_cancelled_leaves_the_vm_and_its_files_as_they_were() {
             assert_eq!(in_use(&kvm1, vm), before);
             assert_eq!(fs::read(old(&kvm1)).expect("there"), content(0));
             assert!(!new(&kvm2).exists(), "the new file is removed");
-            assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+            assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
         };
         for (host, point) in [
             (&kvm1, Point::MigratedDisk),
@@ -301,7 +301,7 @@ fn source_files_stay_until_the_destination_has_said_that_the_vm_is_there_with_it
         lab.ends(&job, Phase::Succeeded).await;
         assert!(!old(&kvm1).exists());
         assert_eq!(in_use(&kvm2, vm)[0], new(&kvm2));
-        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+        assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
     });
 }
 
@@ -317,7 +317,7 @@ fn a_vm_that_dies_between_hand_over_and_resume_is_the_destinations_with_its_disk
         assert_eq!(in_use(&kvm2, vm)[0], new(&kvm2));
         assert_eq!(fs::read(new(&kvm2)).expect("there"), content(0));
         assert!(!old(&kvm1).exists() && kvm1.hypervisor.vm(vm).expect("reachable").is_none());
-        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+        assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
         lab.client.start_vm("db").await.expect("it is started where it is");
     });
 }
@@ -355,7 +355,7 @@ fn what_a_dismissed_move_left_goes_when_its_hosts_answer_also_after_a_restart_of
     in_lab(async |lab| {
         let (mut kvm1, mut kvm2, vm) = half_shared(lab).await;
         let nothing_is_left = async |lab: &Lab, kvm1: &Host, kvm2: &Host| {
-            let is_clean = async || !new(kvm2).exists() && kvm1.leftovers().is_empty() && kvm2.leftovers().is_empty();
+            let is_clean = async || !new(kvm2).exists() && kvm1.orphans().is_empty() && kvm2.orphans().is_empty();
             crate::support::wait_for("nothing is left", is_clean).await;
             assert_eq!(lab.running_on(vm), crate::moves::only("kvm1"));
             assert_eq!(fs::read(old(kvm1)).expect("there"), content(0));

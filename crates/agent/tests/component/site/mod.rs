@@ -191,7 +191,7 @@ impl Host {
     }
 
     /// Files that a migration leaves until it is released.
-    pub fn leftovers(&self) -> Vec<PathBuf> {
+    pub fn orphans(&self) -> Vec<PathBuf> {
         let folders = [self.config.journal_dir(), self.config.sessions_dir(), self.config.controls_dir()];
         let list = |folder| std::fs::read_dir(folder).expect("there").map(|entry| entry.expect("read").path());
         folders.into_iter().flat_map(list).collect()
@@ -406,7 +406,7 @@ impl Site {
         assert_eq!(self.world.most_at_once(vm), 1, "{:?}", self.world.history(vm));
         assert!(self.hosts[host].knows(vm) && !self.hosts[1 - host].knows(vm));
         for host in &self.hosts {
-            assert_eq!(host.leftovers(), Vec::<PathBuf>::new());
+            assert_eq!(host.orphans(), Vec::<PathBuf>::new());
             assert!(!host.holds(vm));
         }
     }
