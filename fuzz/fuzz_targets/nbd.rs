@@ -70,7 +70,7 @@ fuzz_target!(|bytes: &[u8]| {
 /// Both ends between a client and a server; the expected content of the disk is known.
 struct Line {
     /// The source's end, and the destination's.
-    ends: [Box<dyn StreamFilter>; 2],
+    filters: [Box<dyn StreamFilter>; 2],
     near: Arc<NbdMeter>,
     far: Arc<NbdMeter>,
     server: Server,
@@ -97,7 +97,7 @@ impl Line {
         };
         let (near, far) = (Arc::<NbdMeter>::default(), Arc::<NbdMeter>::default());
         Self {
-            ends: [
+            filters: [
                 Box::new(nbd::source(image, Arc::clone(&near))),
                 Box::new(nbd::destination(content, Arc::clone(&far))),
             ],
@@ -195,7 +195,7 @@ impl Line {
 
     fn pass(&mut self, end: usize, direction: Direction, bytes: &[u8]) -> Result<Vec<u8>, FilterError> {
         let mut out = Outputs::default();
-        self.ends[end].filter(direction, bytes, &mut out)?;
+        self.filters[end].filter(direction, bytes, &mut out)?;
         let most = HELD_BYTES_MAX + OUT_PER_BYTE_MAX * bytes.len();
         assert!(out.back.is_empty() && out.forward.len() <= most, "{} bytes became {}", bytes.len(), out.forward.len());
         Ok(out.forward)

@@ -99,14 +99,14 @@ pub enum Has {
 }
 
 /// Whether a job reaches its end without intervention; if not, it may be dismissed. `in_vain`: it waits for something,
-/// its operation keeps failing, or no task drives it. `ends`: what its hosts report about the VM, asked now.
-pub fn ends_by_itself(phase: Phase, in_vain: bool, ends: &[Has]) -> bool {
+/// its operation keeps failing, or no task drives it. `sides`: what its hosts report about the VM, asked now.
+pub fn ends_by_itself(phase: Phase, in_vain: bool, sides: &[Has]) -> bool {
     match phase {
         Phase::Queued | Phase::Succeeded | Phase::Cancelled | Phase::Failed => true,
         Phase::Stuck => false,
         // Without a VM there is nothing to move, finish or undo, whatever the job would do next.
         Phase::Preparing | Phase::Migrating | Phase::Completing | Phase::RollingBack => {
-            !in_vain && !ends.contains(&Has::NoAnswer) && ends.iter().any(|has| matches!(has, Has::It(_)))
+            !in_vain && !sides.contains(&Has::NoAnswer) && sides.iter().any(|has| matches!(has, Has::It(_)))
         }
     }
 }
@@ -293,7 +293,7 @@ mod tests {
         use Has::{It, NoAnswer, Nothing};
         let open = [Phase::Preparing, Phase::Migrating, Phase::Completing, Phase::RollingBack];
         for phase in open {
-            for (row, in_vain, ends, expected) in [
+            for (row, in_vain, sides, expected) in [
                 ("the VM is at the source", false, [It(VmState::Running), Nothing], true),
                 ("the VM is at the destination", false, [Nothing, It(VmState::Paused)], true),
                 ("it is at both while it moves", false, [It(VmState::Running), It(VmState::Incoming)], true),
@@ -302,7 +302,7 @@ mod tests {
                 ("a host says nothing", false, [It(VmState::Running), NoAnswer], false),
                 ("neither says anything", false, [NoAnswer, NoAnswer], false),
             ] {
-                assert_eq!(ends_by_itself(phase, in_vain, &ends), expected, "{phase:?}: {row}");
+                assert_eq!(ends_by_itself(phase, in_vain, &sides), expected, "{phase:?}: {row}");
             }
         }
         let here = [It(VmState::Running), Nothing];

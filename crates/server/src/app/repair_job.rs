@@ -126,9 +126,9 @@ pub(crate) async fn dismiss_job(app: &Arc<App>, reference: &str, by: &str) -> Re
     }
     let answers = ask_all(app, &record).await;
     let waits = app.jobs.now(record.id).waits();
-    let ends: Vec<Has> =
+    let sides: Vec<Has> =
         answers.iter().filter(|answer| is_end(&record, &answer.host)).map(|answer| answer.has).collect();
-    if ends_by_itself(now, waits, &ends) {
+    if ends_by_itself(now, waits, &sides) {
         let vm = whereabouts(&record.job.vm_name, &answers).into();
         let message = Message::JobGoesOn { job: record.id, phase: now, vm };
         let fix = Action::WaitForJobToEnd { job: record.id };

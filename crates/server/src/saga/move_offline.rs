@@ -184,9 +184,9 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
     async fn surely_ends_there(&self) -> bool {
         loop {
             match self.ends_there().await {
-                Ok(ends) => {
+                Ok(outcome) => {
                     self.running.wait_for(None);
-                    return ends;
+                    return outcome;
                 }
                 Err(StepFailed(why)) => {
                     self.running.wait_for(Some(why));

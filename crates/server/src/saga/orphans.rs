@@ -129,7 +129,7 @@ async fn clean_reserved(
 ) -> Cleaned {
     let running = Running::default();
     let attempt = Attempt { job: record.id, generation: plan.generation };
-    let mut ends = Participants {
+    let mut participants = Participants {
         site: context,
         vm: record.job.vm,
         attempt,
@@ -138,7 +138,7 @@ async fn clean_reserved(
         running: &running,
         ended_there: *ended_there,
     };
-    match presence::decide(&ends, false).await.verdict {
+    match presence::decide(&participants, false).await.verdict {
         Verdict::Source => {}
         Verdict::Destination => {
             tracing::info!(job = record.id.0, "What a dismissed job left is the destination's: nothing is taken back");
@@ -151,10 +151,10 @@ async fn clean_reserved(
     // The destination first: the source may be released only after it is certain that the destination will not run the
     // VM.
     let cleaned = async {
-        undo::destination(&ends).await?;
+        undo::destination(&participants).await?;
         *ended_there = true;
-        ends.ended_there = true;
-        undo::source(&ends).await
+        participants.ended_there = true;
+        undo::source(&participants).await
     };
     if let Err(StepFailed(why)) = cleaned.await {
         tracing::info!(job = record.id.0, %why, "What a dismissed job left is taken away later");

@@ -63,15 +63,15 @@ enum Course {
 
 /// Starts the move, or finds it started, and follows it. Ok: the destination has the VM.
 pub(super) async fn perform<S: Site<Host: LiveParticipant>>(
-    ends: &Participants<'_, S>,
+    participants: &Participants<'_, S>,
     mut take: impl FnMut(&Report) + Send,
 ) -> Result<(), StepFailed> {
-    if ends.running.cancelled.is_cancelled() {
+    if participants.running.cancelled.is_cancelled() {
         // Also after a restart of the server: if the move had started, this ends it, or settling finds that it arrived.
-        let _ = abort(ends).await;
-        return settle(ends, JobText::WasCancelled).await;
+        let _ = abort(participants).await;
+        return settle(participants, JobText::WasCancelled).await;
     }
-    let begun = match ends.source.perform(ends.attempt).await {
+    let begun = match participants.source.perform(participants.attempt).await {
         Ok(report) => {
             take(&report);
             true
@@ -79,30 +79,30 @@ pub(super) async fn perform<S: Site<Host: LiveParticipant>>(
         // The move may have started: the source is asked again while its reports are followed.
         Err(error) if error.is_unreachable() => false,
         Err(error) => {
-            let _ = abort(ends).await;
-            return settle(ends, describe(ends.source.name(), &error)).await;
+            let _ = abort(participants).await;
+            return settle(participants, describe(participants.source.name(), &error)).await;
         }
     };
     let (source_sender, mut source) = watch::channel(Side::Unheard);
     let (destination_sender, mut destination) = watch::channel(Side::Unheard);
     tokio::select! {
-        never = follow(ends, Role::Source, source_sender) => never,
-        never = follow(ends, Role::Destination, destination_sender) => never,
-        outcome = steer(ends, &mut source, &mut destination, take) => outcome,
-        refusal = begin_again(ends), if !begun => {
-            let _ = abort(ends).await;
-            settle(ends, describe(ends.source.name(), &refusal)).await
+        never = follow(participants, Role::Source, source_sender) => never,
+        never = follow(participants, Role::Destination, destination_sender) => never,
+        outcome = steer(participants, &mut source, &mut destination, take) => outcome,
+        refusal = begin_again(participants), if !begun => {
+            let _ = abort(participants).await;
+            settle(participants, describe(participants.source.name(), &refusal)).await
         }
     }
 }
 
 /// Repeats the request to start the move until the source answers, since it may not have received it. Returns only if
 /// the source refuses.
-async fn begin_again<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> ClientError {
+async fn begin_again<S: Site<Host: LiveParticipant>>(participants: &Participants<'_, S>) -> ClientError {
     let mut backoff = ASK;
     loop {
-        ends.running.pause(backoff.pause()).await;
-        match ends.source.perform(ends.attempt).await {
+        participants.running.pause(backoff.pause()).await;
+        match participants.source.perform(participants.attempt).await {
             Ok(_) => return std::future::pending().await,
             Err(error) if error.is_unreachable() => {}
             Err(error) => return error,
@@ -112,12 +112,12 @@ async fn begin_again<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>)
 
 /// Decides at each change, until the attempt is over.
 async fn steer<S: Site<Host: LiveParticipant>>(
-    ends: &Participants<'_, S>,
+    participants: &Participants<'_, S>,
     source: &mut watch::Receiver<Side>,
     destination: &mut watch::Receiver<Side>,
     mut take: impl FnMut(&Report) + Send,
 ) -> Result<(), StepFailed> {
-    let cancel = cancel_when_asked(ends);
+    let cancel = cancel_when_asked(participants);
     tokio::pin!(cancel);
     let mut cancel_done = false;
     let mut abort_reason = None;
@@ -128,24 +128,24 @@ async fn steer<S: Site<Host: LiveParticipant>>(
                 take(report);
             }
         }
-        match course([ends.source.name(), ends.destination.name()], &at_source, &at_destination) {
+        match course([participants.source.name(), participants.destination.name()], &at_source, &at_destination) {
             Course::Follow => {}
             Course::Arrived => {
-                ends.running.wait_for(None);
+                participants.running.wait_for(None);
                 return Ok(());
             }
             Course::Settle(cause) => {
-                let asked = ends.running.cancelled.is_cancelled();
+                let asked = participants.running.cancelled.is_cancelled();
                 let cause = match abort_reason {
                     _ if asked => JobText::WasCancelled,
                     // The source's own reason for a failure says more than the destination's view of it.
                     Some(reason) if !failed_by_itself(&at_source) => reason,
                     Some(_) | None => cause,
                 };
-                return settle(ends, cause).await;
+                return settle(participants, cause).await;
             }
             Course::Abort(cause) if abort_reason.is_none() => {
-                let _ = abort(ends).await;
+                let _ = abort(participants).await;
                 abort_reason = Some(cause);
             }
             Course::Abort(_) => {}
@@ -165,15 +165,15 @@ fn failed_by_itself(source: &Side) -> bool {
 
 /// Waits for a cancellation, then asks the source to end the move until it does. After the point of no return the
 /// source always refuses; [`steer`] then sees the move arrive.
-async fn cancel_when_asked<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) {
-    ends.running.cancelled.cancelled().await;
+async fn cancel_when_asked<S: Site<Host: LiveParticipant>>(participants: &Participants<'_, S>) {
+    participants.running.cancelled.cancelled().await;
     let mut backoff = ASK;
-    while let Err(error) = abort(ends).await {
+    while let Err(error) = abort(participants).await {
         // With this finding the VM has switched over, and [`steer`] handles the rest.
         if !has_finding(&error, FindingId::JobPastPivot) {
-            ends.running.wait_for(Some(describe(ends.source.name(), &error)));
+            participants.running.wait_for(Some(describe(participants.source.name(), &error)));
         }
-        ends.running.pause(backoff.pause()).await;
+        participants.running.pause(backoff.pause()).await;
     }
 }
 
@@ -209,26 +209,34 @@ fn course(names: [&str; 2], source: &Side, destination: &Side) -> Course {
 }
 
 /// Asks until it is known which host has the VM. Ok: the destination; an error: the source.
-async fn settle<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, cause: JobText) -> Result<(), StepFailed> {
+async fn settle<S: Site<Host: LiveParticipant>>(
+    participants: &Participants<'_, S>,
+    cause: JobText,
+) -> Result<(), StepFailed> {
     let mut backoff = ASK;
     let mut delivered = false;
     loop {
-        let decision = presence::decide(ends, delivered).await;
+        let decision = presence::decide(participants, delivered).await;
         delivered = decision.delivered;
         match decision.verdict {
             Verdict::Source => {
-                ends.running.wait_for(None);
-                return Err(StepFailed(with_condition(cause, ends.source.name(), decision.source, ends.vm)));
+                participants.running.wait_for(None);
+                return Err(StepFailed(with_condition(
+                    cause,
+                    participants.source.name(),
+                    decision.source,
+                    participants.vm,
+                )));
             }
             Verdict::Destination => {
-                ends.running.wait_for(None);
+                participants.running.wait_for(None);
                 return Ok(());
             }
             Verdict::SourceUnlessElsewhere | Verdict::Lost | Verdict::Undecided | Verdict::SplitBrain => {
-                ends.running.wait_for(decision.awaited);
+                participants.running.wait_for(decision.awaited);
             }
         }
-        ends.running.pause(backoff.pause()).await;
+        participants.running.pause(backoff.pause()).await;
     }
 }
 
@@ -246,31 +254,31 @@ fn with_condition(why: JobText, source: &str, has: Presence, vm: VmId) -> JobTex
 }
 
 /// Asks the source to end the move. The source refuses after the point of no return.
-async fn abort<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> Result<(), ClientError> {
-    let answer = ends.source.abort(ends.attempt).await;
+async fn abort<S: Site<Host: LiveParticipant>>(participants: &Participants<'_, S>) -> Result<(), ClientError> {
+    let answer = participants.source.abort(participants.attempt).await;
     if let Err(error) = &answer {
-        tracing::info!(host = ends.source.name(), error = %chain(&error), "The source did not end the move");
+        tracing::info!(host = participants.source.name(), error = %chain(&error), "The source did not end the move");
     }
     answer.map(drop)
 }
 
 /// Forwards one host's reports to `sender`, and shows when the host does not answer. Never ends.
 async fn follow<S: Site<Host: LiveParticipant>>(
-    ends: &Participants<'_, S>,
+    participants: &Participants<'_, S>,
     role: Role,
     sender: watch::Sender<Side>,
 ) -> ! {
     let end = match role {
-        Role::Source => ends.source,
-        Role::Destination => ends.destination,
+        Role::Source => participants.source,
+        Role::Destination => participants.destination,
     };
     let mut after = 0;
     let mut backoff = ASK;
     loop {
-        match end.report(ends.attempt, after, POLL_WAIT).await {
+        match end.report(participants.attempt, after, POLL_WAIT).await {
             Ok(report) => {
                 if backoff != ASK {
-                    ends.running.wait_for(None);
+                    participants.running.wait_for(None);
                     backoff = ASK;
                 }
                 // A lower sequence comes from another run of the carrier's parent. The next report after it is
@@ -291,58 +299,58 @@ async fn follow<S: Site<Host: LiveParticipant>>(
                 if is_unknown(&error) {
                     sender.send_replace(Side::Lost);
                 } else {
-                    ends.running.wait_for(Some(describe(end.name(), &error)));
+                    participants.running.wait_for(Some(describe(end.name(), &error)));
                     if role == Role::Source {
-                        presence::remember(ends).await;
+                        presence::remember(participants).await;
                     }
                 }
-                ends.running.pause(backoff.pause()).await;
+                participants.running.pause(backoff.pause()).await;
             }
         }
     }
 }
 
 /// Whether the move is over and the destination has the VM: asked by a server that was away in the meantime.
-pub(super) async fn has_arrived<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> bool {
-    let report = ends.destination.report(ends.attempt, 0, Duration::ZERO).await;
+pub(super) async fn has_arrived<S: Site<Host: LiveParticipant>>(participants: &Participants<'_, S>) -> bool {
+    let report = participants.destination.report(participants.attempt, 0, Duration::ZERO).await;
     report.is_ok_and(|report| matches!(report.stage, Stage::Delivered | Stage::Resumed | Stage::Confirmed))
 }
 
 /// Ensures that the VM runs at the destination. The destination resumes it by itself, or is asked to, once it is known
 /// that it has the VM. Ok contains the destination's report, if there is one.
 pub(super) async fn resume<S: Site<Host: LiveParticipant>>(
-    ends: &Participants<'_, S>,
+    participants: &Participants<'_, S>,
 ) -> Result<Option<Report>, StepFailed> {
-    let report = match resumed_by_itself(ends).await {
+    let report = match resumed_by_itself(participants).await {
         Some(report) => report,
         None => {
             // The verdict was that the destination has the VM, so a VM that is no longer there was there before.
-            let decision = presence::decide(ends, true).await;
+            let decision = presence::decide(participants, true).await;
             if decision.verdict != Verdict::Destination {
-                let has_vm = || JobText::HasVm { host: ends.source.name().to_owned() };
+                let has_vm = || JobText::HasVm { host: participants.source.name().to_owned() };
                 let awaited = decision.awaited.unwrap_or_else(has_vm);
-                ends.running.wait_for(Some(awaited.clone()));
+                participants.running.wait_for(Some(awaited.clone()));
                 return Err(StepFailed(awaited));
             }
             // The VM was shut down, died or crashed after the hand-over, and there is nothing to resume.
             if matches!(decision.destination, Presence::Running | Presence::Halted | Presence::Off | Presence::Absent) {
-                ends.running.wait_for(None);
+                participants.running.wait_for(None);
                 return Ok(None);
             }
             if decision.source == Presence::Left {
                 // First, because the process that is left at the source locks the disks.
-                let ended = ends.source.end_copy(ends.attempt).await;
-                ended.map_err(|error| failed(ends.source, &error))?;
+                let ended = participants.source.end_copy(participants.attempt).await;
+                ended.map_err(|error| failed(participants.source, &error))?;
             }
-            let asked = ends.destination.resume(ends.attempt).await;
-            asked.map_err(|error| failed(ends.destination, &error))?
+            let asked = participants.destination.resume(participants.attempt).await;
+            asked.map_err(|error| failed(participants.destination, &error))?
         }
     };
-    ends.running.wait_for(None);
+    participants.running.wait_for(None);
     match report.stage {
         Stage::Resumed | Stage::Confirmed => Ok(Some(report)),
         Stage::Prepared | Stage::Performing | Stage::Delivered | Stage::Failed | Stage::Aborted => {
-            let host = ends.destination.name().to_owned();
+            let host = participants.destination.name().to_owned();
             Err(StepFailed(match report.error {
                 Some(why) => JobText::NotResumedBecause { host, why },
                 None => JobText::NotResumed { host },
@@ -352,11 +360,11 @@ pub(super) async fn resume<S: Site<Host: LiveParticipant>>(
 }
 
 /// The destination's report after it resumed the VM by itself; `None`: it did not do so in time.
-async fn resumed_by_itself<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> Option<Report> {
+async fn resumed_by_itself<S: Site<Host: LiveParticipant>>(participants: &Participants<'_, S>) -> Option<Report> {
     let waiting = async {
         let mut after = 0;
         loop {
-            let report = ends.destination.report(ends.attempt, after, RESUME_WITHIN).await.ok()?;
+            let report = participants.destination.report(participants.attempt, after, RESUME_WITHIN).await.ok()?;
             match report.stage {
                 Stage::Resumed | Stage::Confirmed => return Some(report),
                 Stage::Failed | Stage::Aborted => return None,

@@ -34,58 +34,62 @@ pub(super) struct Decision {
 
 /// Asks both hosts now, and all other hosts if neither runs the VM.
 pub(super) async fn decide<S: Site<Host: LiveParticipant>>(
-    ends: &Participants<'_, S>,
+    participants: &Participants<'_, S>,
     delivered_before: bool,
 ) -> Decision {
-    let (here, there) = tokio::join!(ask_one(ends, ends.source), ask_one(ends, ends.destination));
+    let (here, there) =
+        tokio::join!(ask_one(participants, participants.source), ask_one(participants, participants.destination));
     let (source, before) = (here.presence, there.presence);
     // A host may take seconds to answer. The destination's state counts only if it is the same before and after the
     // source's answer: two answers from different times may not be true of any one moment.
-    let after = ask_one(ends, ends.destination).await;
+    let after = ask_one(participants, participants.destination).await;
     let destination = if after.presence == before { before } else { Presence::Unknown };
     let delivered = delivered_before || here.delivered || there.delivered;
     // Either answer is enough: somebody may have resumed the copy between the two.
     let complete = [before, after.presence].into_iter().any(|presence| is_to_be_remembered(source, presence));
     if complete && !after.gave_up {
-        ends.keep_arrived().await;
+        participants.keep_arrived().await;
     }
-    let arrived = !after.gave_up && (complete || ends.arrived().await);
+    let arrived = !after.gave_up && (complete || participants.arrived().await);
     let (verdict, awaited) = match verdict(source, destination, delivered, arrived) {
-        Verdict::SourceUnlessElsewhere => match elsewhere(ends).await {
+        Verdict::SourceUnlessElsewhere => match elsewhere(participants).await {
             None => (Verdict::Source, None),
             awaited @ Some(_) => (Verdict::Undecided, awaited),
         },
-        Verdict::Lost => (Verdict::Lost, elsewhere(ends).await.or_else(|| Some(gone(ends)))),
+        Verdict::Lost => (Verdict::Lost, elsewhere(participants).await.or_else(|| Some(gone(participants)))),
         decided @ (Verdict::Source | Verdict::Destination) => (decided, None),
-        open @ (Verdict::Undecided | Verdict::SplitBrain) => (open, Some(awaited(ends, source, destination))),
+        open @ (Verdict::Undecided | Verdict::SplitBrain) => (open, Some(awaited(participants, source, destination))),
     };
     Decision { source, destination, delivered, verdict, awaited }
 }
 
 /// Asks only the destination, while the source does not answer: its copy may disappear before both answer.
-pub(super) async fn remember<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) {
-    let there = ask_one(ends, ends.destination).await;
+pub(super) async fn remember<S: Site<Host: LiveParticipant>>(participants: &Participants<'_, S>) {
+    let there = ask_one(participants, participants.destination).await;
     if is_to_be_remembered(Presence::Unknown, there.presence) && !there.gave_up {
-        ends.keep_arrived().await;
+        participants.keep_arrived().await;
     }
 }
 
 /// What to do about a VM that was at the destination and is now on no host that can be asked.
-fn gone<S: Site>(ends: &Participants<'_, S>) -> JobText {
-    let (source, destination) = names(ends);
-    JobText::Gone { source, destination, vm: ends.vm.to_string() }
+fn gone<S: Site>(participants: &Participants<'_, S>) -> JobText {
+    let (source, destination) = names(participants);
+    JobText::Gone { source, destination, vm: participants.vm.to_string() }
 }
 
-fn names<S: Site>(ends: &Participants<'_, S>) -> (String, String) {
-    (ends.source.name().to_owned(), ends.destination.name().to_owned())
+fn names<S: Site>(participants: &Participants<'_, S>) -> (String, String) {
+    (participants.source.name().to_owned(), participants.destination.name().to_owned())
 }
 
 /// Why it is unknown whether another host has the VM; `None`: no other host has it.
-async fn elsewhere<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> Option<JobText> {
-    let (source, destination) = names(ends);
+async fn elsewhere<S: Site<Host: LiveParticipant>>(participants: &Participants<'_, S>) -> Option<JobText> {
+    let (source, destination) = names(participants);
     let neither: Part = JobText::NeitherRuns { source, destination }.into();
-    let Ok(answers) =
-        tokio::time::timeout(ASK_DEADLINE, ends.site.ask_others(ends.vm, [ends.source, ends.destination])).await
+    let Ok(answers) = tokio::time::timeout(
+        ASK_DEADLINE,
+        participants.site.ask_others(participants.vm, [participants.source, participants.destination]),
+    )
+    .await
     else {
         return Some(JobText::MaybeElsewhere { neither });
     };
@@ -103,14 +107,14 @@ struct Answer {
     gave_up: bool,
 }
 
-async fn ask_one<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, end: &S::Host) -> Answer {
+async fn ask_one<S: Site<Host: LiveParticipant>>(participants: &Participants<'_, S>, end: &S::Host) -> Answer {
     let only = |presence| Answer { presence, delivered: false, gave_up: false };
     let asked = async {
-        match end.report(ends.attempt, 0, Duration::ZERO).await {
+        match end.report(participants.attempt, 0, Duration::ZERO).await {
             Ok(Report { presence, finish_delivered: delivered, gave_up, .. }) => {
                 Answer { presence, delivered, gave_up }
             }
-            Err(error) if is_unknown(&error) => only(from_facts(ends, end).await),
+            Err(error) if is_unknown(&error) => only(from_facts(participants, end).await),
             Err(_) => only(Presence::Unknown),
         }
     };
@@ -119,8 +123,8 @@ async fn ask_one<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, end
 
 /// The state of the VM on a host whose agent has lost the attempt: its list of VMs still shows part of the truth. A
 /// paused or receiving process may be the only complete copy, so its state counts as unknown.
-async fn from_facts<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, end: &S::Host) -> Presence {
-    match end.state_of(ends.vm).await {
+async fn from_facts<S: Site<Host: LiveParticipant>>(participants: &Participants<'_, S>, end: &S::Host) -> Presence {
+    match end.state_of(participants.vm).await {
         Ok(Some(VmState::Running)) => Presence::Running,
         Ok(Some(VmState::Crashed | VmState::Suspended)) => Presence::Halted,
         Ok(Some(VmState::Paused | VmState::Incoming)) | Err(_) => Presence::Unknown,
@@ -130,8 +134,8 @@ async fn from_facts<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, 
 }
 
 /// What has to happen until it is known which host has the VM.
-fn awaited<S: Site>(ends: &Participants<'_, S>, here: Presence, there: Presence) -> JobText {
-    let (source, destination) = names(ends);
+fn awaited<S: Site>(participants: &Participants<'_, S>, here: Presence, there: Presence) -> JobText {
+    let (source, destination) = names(participants);
     match (here, there) {
         (Presence::Running, Presence::Running) => JobText::RunsOnBoth { source, destination },
         (Presence::Unknown, Presence::Unknown) => JobText::HostsSilent { hosts: AllOf(vec![source, destination]) },

@@ -310,7 +310,7 @@ impl Knowledge {
         if self == Self::Zeroes { vec![0; DISK_BYTES] } else { partial_disk() }
     }
 
-    fn ends(self) -> (Image, ImageContent) {
+    fn sides(self) -> (Image, ImageContent) {
         let index = || {
             let file = tempfile::tempfile().expect("a file");
             file.write_all_at(&partial_disk(), 0).expect("written");
@@ -394,7 +394,7 @@ impl Line {
             far: Arc::clone(&far),
         };
         if let Some(knowledge) = knowledge {
-            let (image, content) = knowledge.ends();
+            let (image, content) = knowledge.sides();
             let (outbound, inbound) = End::both(nbd::source(image, near));
             let (far_outbound, far_inbound) = End::both(nbd::destination(content, far));
             line.there = vec![(Some(outbound), VecDeque::new()), (Some(far_inbound), VecDeque::new())];
@@ -680,12 +680,12 @@ fn data_and_short_zeroes_that_must_be_written_are_one_request() {
 }
 
 /// Both ends, byte by byte.
-struct Ends {
+struct Peers {
     there: [End; 2],
     back: [End; 2],
 }
 
-impl Ends {
+impl Peers {
     fn new(catalog: impl ImageCatalog + 'static) -> Self {
         let (outbound, inbound) = End::both(nbd::source(Image::Unknown, Arc::default()));
         let (far_outbound, far_inbound) = End::both(nbd::destination(catalog, Arc::default()));
@@ -759,8 +759,8 @@ impl ImageCatalog for Notes {
 }
 
 /// Whether a WRITE of a page of zeroes goes in parts, of which an image that holds zeroes needs nothing.
-fn is_understood(ends: &mut Ends) -> bool {
-    let served = ends.there(&write(0, PAGE, &[0]).bytes(1, &[]));
+fn is_understood(peers: &mut Peers) -> bool {
+    let served = peers.there(&write(0, PAGE, &[0]).bytes(1, &[]));
     match be16(&served, 6) {
         READ => true,
         WRITE => {
@@ -776,14 +776,14 @@ fn is_understood(ends: &mut Ends) -> bool {
 fn an_export_that_is_chosen_by_its_name_alone_is_understood() {
     for (server_flags, client_flags, padding) in [(3, 3, 0), (3, 1, 124), (1, 1, 124)] {
         let asked = Asked::default();
-        let mut ends = Ends::new(Notes(Arc::clone(&asked)));
-        ends.greet(server_flags, client_flags);
+        let mut peers = Peers::new(Notes(Arc::clone(&asked)));
+        peers.greet(server_flags, client_flags);
         let chosen = option(1, b"drive-virtio-disk0");
-        assert_eq!(ends.there(&chosen), chosen);
+        assert_eq!(peers.there(&chosen), chosen);
         let reply = [export(1 << 20, FLAGS), vec![0; padding]].concat();
         let expected = [export(1 << 20, FLAGS & !MULTI_CONN), vec![0; padding]].concat();
-        assert_eq!(ends.back(&reply), expected);
-        assert!(is_understood(&mut ends), "{server_flags} {client_flags}");
+        assert_eq!(peers.back(&reply), expected);
+        assert!(is_understood(&mut peers), "{server_flags} {client_flags}");
         assert_eq!(*asked.lock().expect("alone"), [("drive-virtio-disk0".to_owned(), 1 << 20)]);
     }
 }
@@ -793,19 +793,19 @@ fn what_is_said_of_another_export_does_not_count() {
     const INFO: u32 = 6;
     for (first, second, understood) in [(65536, None, true), (65536, Some(4096), true), (512, Some(65536), false)] {
         let asked = Asked::default();
-        let mut ends = Ends::new(Notes(Arc::clone(&asked)));
-        ends.greet(3, 3);
+        let mut peers = Peers::new(Notes(Arc::clone(&asked)));
+        peers.greet(3, 3);
         for (number, name, size_bytes, least) in [(INFO, "one", 1 << 30, Some(first)), (GO, "other", 1 << 20, second)] {
             let chosen = option(number, &choice(name));
-            assert_eq!(ends.there(&chosen), chosen);
+            assert_eq!(peers.there(&chosen), chosen);
             if let Some(least) = least {
-                ends.back(&option_reply(number, 3, &info_block_size(least)));
+                peers.back(&option_reply(number, 3, &info_block_size(least)));
             }
-            let reply = ends.back(&option_reply(number, 3, &info_export(size_bytes)));
+            let reply = peers.back(&option_reply(number, 3, &info_export(size_bytes)));
             assert_eq!(be16(&reply, 30), FLAGS & !MULTI_CONN);
-            ends.back(&option_reply(number, 1, &[]));
+            peers.back(&option_reply(number, 1, &[]));
         }
-        assert_eq!(is_understood(&mut ends), understood, "{first} {second:?}");
+        assert_eq!(is_understood(&mut peers), understood, "{first} {second:?}");
         assert_eq!(*asked.lock().expect("alone"), [("other".to_owned(), 1 << 20)]);
     }
 }
@@ -813,15 +813,15 @@ fn what_is_said_of_another_export_does_not_count() {
 #[test]
 fn of_a_second_choice_nothing_is_known() {
     let asked = Asked::default();
-    let mut ends = Ends::new(Notes(Arc::clone(&asked)));
-    ends.greet(3, 3);
-    ends.there(&option(GO, &choice("one")));
-    ends.back(&option_reply(GO, 3, &info_export(1 << 20)));
-    ends.back(&option_reply(GO, 1 << 31 | 6, b"not that one"));
-    ends.there(&option(GO, &choice("other")));
-    ends.back(&option_reply(GO, 3, &info_export(1 << 20)));
-    ends.back(&option_reply(GO, 1, &[]));
-    let served = ends.there(&write(0, PAGE, &[0]).bytes(1, &[]));
+    let mut peers = Peers::new(Notes(Arc::clone(&asked)));
+    peers.greet(3, 3);
+    peers.there(&option(GO, &choice("one")));
+    peers.back(&option_reply(GO, 3, &info_export(1 << 20)));
+    peers.back(&option_reply(GO, 1 << 31 | 6, b"not that one"));
+    peers.there(&option(GO, &choice("other")));
+    peers.back(&option_reply(GO, 3, &info_export(1 << 20)));
+    peers.back(&option_reply(GO, 1, &[]));
+    let served = peers.there(&write(0, PAGE, &[0]).bytes(1, &[]));
     assert_eq!(be16(&served, 6), WRITE_ZEROES, "it may hold anything");
     assert_eq!(*asked.lock().expect("alone"), [("one".to_owned(), 1 << 20)]);
 }

@@ -120,8 +120,8 @@ pub(in super::super) trait OfflineModel: Model {
 
 /// Continues, unless this was the server's last moment: then it never returns.
 pub(super) async fn server_goes_on<M: Model>(world: &Shared<M>) {
-    let ends = lock(world).server_dies();
-    if ends {
+    let dies = lock(world).server_dies();
+    if dies {
         return die(world).await;
     }
     // Lets another task of the server go first, now and then.

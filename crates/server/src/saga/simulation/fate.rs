@@ -62,11 +62,11 @@ impl Fate {
 
     /// Whether the server dies at this moment: the request was executed or not, and nobody receives the answer.
     pub(super) fn ends_server(&mut self) -> bool {
-        let ends = self.fails_one_in(40);
-        if ends {
+        let dies = self.fails_one_in(40);
+        if dies {
             self.note("the server dies");
         }
-        ends
+        dies
     }
 
     /// The fault of a request that reached the agent.

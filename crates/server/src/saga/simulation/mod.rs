@@ -106,20 +106,20 @@ fn every_prefix_is_legal(log: &[LogEvent]) -> Result<(), String> {
 }
 
 /// The ends of jobs by kind, with how often each occurred.
-type Ends = BTreeMap<(&'static str, &'static str), u64>;
+type Outcomes = BTreeMap<(&'static str, &'static str), u64>;
 
 /// Plays moves until all numbers are taken.
-fn play_some(next: &AtomicU64, moves: u64) -> Ends {
+fn play_some(next: &AtomicU64, moves: u64) -> Outcomes {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("a runtime");
-    let mut ends = Ends::new();
+    let mut outcomes = Outcomes::new();
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
         if number >= moves {
-            return ends;
+            return outcomes;
         }
         if let Some(phase) = runtime.block_on(play(number)) {
-            *ends.entry((kind(number).title(), phase.title())).or_default() += 1;
+            *outcomes.entry((kind(number).title(), phase.title())).or_default() += 1;
         }
     }
 }
@@ -129,9 +129,9 @@ fn moves_with_faults_neither_lose_nor_double_a_vm() {
     let asked = std::env::var("FERRY_SIMULATED_MOVES").ok().map(|text| text.parse().expect("a number"));
     let moves: u64 = asked.unwrap_or(MOVES);
     let (next, processors) = (AtomicU64::new(0), thread::available_parallelism().map_or(1, usize::from));
-    let ends = thread::scope(|scope| {
+    let outcomes = thread::scope(|scope| {
         let threads: Vec<_> = (0..processors).map(|_| scope.spawn(|| play_some(&next, moves))).collect();
-        let mut all = Ends::new();
+        let mut all = Outcomes::new();
         for thread in threads {
             // The panic's message has been printed already.
             for (end, count) in thread.join().expect("every move ends as it should") {
@@ -141,5 +141,5 @@ fn moves_with_faults_neither_lose_nor_double_a_vm() {
         all
     });
     // Every kind of job reaches every end often: the faults are neither too few nor too many.
-    assert!(ends.len() == 4 * 3 && ends.values().all(|count| *count > moves / 300), "{ends:?}");
+    assert!(outcomes.len() == 4 * 3 && outcomes.values().all(|count| *count > moves / 300), "{outcomes:?}");
 }

@@ -105,7 +105,7 @@ fn agreed_end(connection: Connection) -> End {
     End { local: near, meter, task: tokio::spawn(async move { connection.carry(reader, writer, options).await }) }
 }
 
-fn ends(near: Option<Coding>, far: Option<Coding>) -> (End, End) {
+fn pair(near: Option<Coding>, far: Option<Coding>) -> (End, End) {
     let (one, other) = duplex(1 << 20);
     (end(one, near), end(other, far))
 }
@@ -122,7 +122,7 @@ async fn carries(from: &mut End, to: &mut End, bytes: &[u8]) {
 
 #[tokio::test]
 async fn coded_frames_and_frames_as_they_are_arrive_in_order_and_whole() {
-    let (mut near, mut far) = ends(coding(None, None), coding(None, None));
+    let (mut near, mut far) = pair(coding(None, None), coding(None, None));
     let mixed =
         [vec![7; 900_000], (0..100_000_u32).map(|at| ((at * 31) >> 3) as u8).collect(), vec![9; 900_000]].concat();
     carries(&mut near, &mut far, &mixed).await;
@@ -168,8 +168,8 @@ async fn a_codec_that_takes_long_delays_no_acknowledgement() {
     for slow_encoder in [true, false] {
         let (open, gate) = mpsc::channel();
         let (encoder, decoder) = if slow_encoder { (Some(gate), None) } else { (None, Some(gate)) };
-        let (mut near, mut far) = ends(coding(encoder, None), coding(None, decoder));
-        let (mut other_near, mut other_far) = ends(None, None);
+        let (mut near, mut far) = pair(coding(encoder, None), coding(None, decoder));
+        let (mut other_near, mut other_far) = pair(None, None);
         let slow = vec![5; 100_000];
         within(near.local.write_all(&slow)).await.expect("taken");
         until(|| near.meter.sent_plain() > 0).await;
@@ -229,7 +229,7 @@ async fn a_codec_that_panics_ends_the_channel() {
         Some(Coding { codec: Codec::Repeats, encoder, decoder })
     };
     for (near, far) in [(panics(), coding(None, None)), (coding(None, None), panics())] {
-        let (mut near, far) = ends(near, far);
+        let (mut near, far) = pair(near, far);
         near.local.write_all(&[3; 1000]).await.expect("taken");
         for end in [near, far] {
             within(end.task).await.expect("caught").expect_err("it is not complete");

@@ -380,13 +380,13 @@ impl World {
     fn end_guest(&mut self) {
         for role in [Role::Source, Role::Destination] {
             if self.side(role).process == Presence::Running && self.fate.one_in(4) {
-                let ends = match (self.fate.one_in(2), role) {
+                let process = match (self.fate.one_in(2), role) {
                     (true, _) => Presence::Halted,
                     (false, Role::Source) => Presence::Ended,
                     (false, Role::Destination) => Presence::Off,
                 };
-                self.note(format!("the guest at the {role:?} ends: {ends:?}"));
-                self.side(role).process = ends;
+                self.note(format!("the guest at the {role:?} ends: {process:?}"));
+                self.side(role).process = process;
                 if role == Role::Source {
                     self.fail_flight();
                 }
