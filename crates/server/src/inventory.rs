@@ -253,7 +253,7 @@ impl Inventory {
     /// Asks a host now. Afterwards [`Host::seen`] holds the answer, or that there was none.
     pub(crate) async fn refresh(self: &Arc<Self>, host: &Host) -> Seen {
         if self.refresh_quietly(host).await {
-            self.watch_for_twins();
+            self.watch_for_split_brain();
         }
         host.seen()
     }
@@ -264,7 +264,7 @@ impl Inventory {
         match tokio::time::timeout(REFRESH_DEADLINE, host.agent.refresh()).await {
             Ok(Ok(observation)) => {
                 if self.take_observation(host, observation) {
-                    self.watch_for_twins();
+                    self.watch_for_split_brain();
                 }
                 host.seen()
             }
@@ -313,7 +313,7 @@ impl Inventory {
             let answer = host.agent.observe(known, OBSERVE_WAIT).await;
             let failed = answer.is_err();
             if self.take(host, answer) {
-                self.watch_for_twins();
+                self.watch_for_split_brain();
             }
             if failed {
                 tokio::time::sleep(retry.pause()).await;
@@ -375,7 +375,7 @@ impl Inventory {
     }
 
     /// Names of the hosts that run the VM, if several hosts do and confirmed it when they were asked again.
-    pub(crate) fn twins(&self, vm: VmId) -> Vec<String> {
+    pub(crate) fn split_brain(&self, vm: VmId) -> Vec<String> {
         let confirmed = self.running_twice.lock().expect("nobody panics with it").contains(&vm);
         if confirmed { self.running_on(vm).iter().map(|host| host.record.name.clone()).collect() } else { Vec::new() }
     }
@@ -386,7 +386,7 @@ impl Inventory {
     }
 
     /// Starts a check of every VM that seems to run on two hosts, unless that is already known.
-    fn watch_for_twins(self: &Arc<Self>) {
+    fn watch_for_split_brain(self: &Arc<Self>) {
         let running: Vec<(VmId, String)> = self
             .placed()
             .iter()
@@ -400,7 +400,7 @@ impl Inventory {
             if twice && !known.contains(vm) {
                 let inventory = self.clone();
                 let (vm, name) = (*vm, name.clone());
-                self.tasks.spawn(async move { inventory.confirm_twins(vm, &name).await });
+                self.tasks.spawn(async move { inventory.confirm_split_brain(vm, &name).await });
             }
         }
     }
@@ -408,7 +408,7 @@ impl Inventory {
     /// Reports once, as an error, that a VM runs on several hosts. Observations of two hosts are of two different
     /// moments, so a VM that just moved may appear in both. Therefore all of them are refreshed twice: if one host runs
     /// the VM both before and after the other host was seen to run it, both ran it at the same time.
-    async fn confirm_twins(&self, vm: VmId, name: &str) {
+    async fn confirm_split_brain(&self, vm: VmId, name: &str) {
         for _ in 0..2 {
             for host in self.running_on(vm) {
                 let observed = tokio::time::timeout(REFRESH_DEADLINE, host.agent.refresh()).await;

@@ -31,8 +31,8 @@ pub(crate) async fn one(app: &App, reference: &str) -> Result<VmView, Failure> {
 }
 
 pub(super) fn view(app: &App, jobs: &BTreeMap<VmId, JobId>, host: &str, facts: VmFacts) -> VmView {
-    let twins = app.inventory.twins(facts.id);
-    let findings = if twins.len() > 1 { vec![runs_twice(&facts.name, &twins)] } else { Vec::new() };
+    let hosts = app.inventory.split_brain(facts.id);
+    let findings = if hosts.len() > 1 { vec![runs_twice(&facts.name, &hosts)] } else { Vec::new() };
     VmView { host: host.to_owned(), job: jobs.get(&facts.id).copied(), facts, findings }
 }
 
