@@ -7,7 +7,7 @@ use ferry_core::error::chain;
 
 use crate::config::Config;
 
-pub(crate) const MARK: &str = "# ferry: veto a second start of a VM that is being moved";
+pub(crate) const VETO_MARKER: &str = "# ferry: veto a second start of a VM that is being moved";
 
 /// The hook's path: libvirt runs `hooks/qemu`, and in addition every script in `hooks/qemu.d`.
 pub(crate) fn path_of(config: &Config) -> PathBuf {
@@ -25,7 +25,7 @@ pub fn is_installed(config: &Config) -> bool {
 /// restart for it.
 pub fn refresh(config: &Config) {
     let path = path_of(config);
-    let is_ours = fs::read_to_string(&path).is_ok_and(|text| text.contains(MARK));
+    let is_ours = fs::read_to_string(&path).is_ok_and(|text| text.contains(VETO_MARKER));
     if !is_ours || is_installed(config) {
         return;
     }
@@ -49,7 +49,7 @@ pub(crate) fn install(config: &Config) -> anyhow::Result<PathBuf> {
 pub(crate) fn script(config: &Config) -> String {
     format!(
         r#"#!/bin/sh
-{MARK}
+{VETO_MARKER}
 # libvirt calls: NAME prepare begin -, with the definition on stdin; a non-zero end vetoes the start.
 # What cannot be told vetoes, too: a VM that is held may be running on another host.
 [ "$2" = prepare ] || exit 0

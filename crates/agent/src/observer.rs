@@ -165,10 +165,10 @@ async fn poll(
         let mut watching = watching.filter(|(_, lost)| !lost.load(Ordering::Acquire));
         if watching.is_none() {
             let lost = Arc::new(AtomicBool::new(false));
-            let mark = Arc::clone(&lost);
+            let flag = Arc::clone(&lost);
             let sink = Box::new(move |happened| {
                 if happened == DomainEvent::ConnectionLost {
-                    mark.store(true, Ordering::Release);
+                    flag.store(true, Ordering::Release);
                 }
                 // A full queue means that a poll is due anyway.
                 let _ = event.try_send(());

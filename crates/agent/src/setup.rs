@@ -297,7 +297,7 @@ mod tests {
         hook::refresh(&config);
         assert!(!hook::path_of(&config).exists(), "only set-up installs it");
         let hook = hook::install(&config).expect("installed");
-        fs::write(&hook, format!("#!/bin/sh\n{}\nexit 0\n", hook::MARK)).expect("of an earlier version");
+        fs::write(&hook, format!("#!/bin/sh\n{}\nexit 0\n", hook::VETO_MARKER)).expect("of an earlier version");
         assert!(!hook::is_installed(&config));
         hook::refresh(&config);
         assert!(hook::is_installed(&config));

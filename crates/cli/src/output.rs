@@ -113,12 +113,12 @@ pub(crate) fn findings(findings: &[Finding]) -> String {
     findings
         .iter()
         .map(|finding| {
-            let mark = match finding.severity {
+            let bullet = match finding.severity {
                 Severity::Blocks => "✗",
                 Severity::Warns => "!",
             };
             let (message, fix) = (language.message(&finding.message), language.fix(finding));
-            format!("  {mark} {message} [{}]\n    {fix_is}: {fix}\n", finding.id)
+            format!("  {bullet} {message} [{}]\n    {fix_is}: {fix}\n", finding.id)
         })
         .collect()
 }

@@ -148,7 +148,7 @@ pub fn measure(
     let around: Vec<Heard> = heard.iter().filter(|heard| heard.at >= begun && heard.at <= moved).cloned().collect();
     let after: Vec<Heard> = heard.iter().filter(|heard| heard.at > moved).cloned().collect();
     judge(&heard)?;
-    let (life, gap) = (judge(&after)?, judge(&around)?.gap_ms);
+    let (verified, gap) = (judge(&after)?, judge(&around)?.gap_ms);
     ensure!(observer.runs_on(name) == [destination], "{name} is heard from {:?}", observer.runs_on(name));
     let (captured, hits) = capture.so_far();
     ensure!(hits == 0, "{hits} packets between the hosts held the guest's memory as it is");
@@ -167,8 +167,8 @@ pub fn measure(
         guest_gap_ms: gap,
         wire_bytes: figures.wire.0,
         integrity: "ok".to_owned(),
-        pages_verified: life.pages,
-        sectors_verified: life.sectors,
+        pages_verified: verified.pages,
+        sectors_verified: verified.sectors,
         allocated_source_bytes: None,
         allocated_destination_bytes: None,
     })

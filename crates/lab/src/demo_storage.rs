@@ -121,7 +121,7 @@ fn move_storage(ferry: &Ferry, observer: &Observer, vm: &str, how: &[&str]) -> a
     let part =
         |is: &dyn Fn(&Heard) -> bool| judge(&heard.iter().filter(|heard| is(heard)).cloned().collect::<Vec<_>>());
     let around = part(&|heard| heard.at >= begun && heard.at <= moved)?;
-    let life = part(&|heard| heard.at > moved)?;
+    let verified = part(&|heard| heard.at > moved)?;
     Ok(Measured {
         vm: vm.to_owned(),
         kind: job.kind.title().to_lowercase(),
@@ -132,8 +132,8 @@ fn move_storage(ferry: &Ferry, observer: &Observer, vm: &str, how: &[&str]) -> a
         guest_gap_ms: around.gap_ms,
         wire_bytes: figures.wire.0,
         integrity: "ok".to_owned(),
-        pages_verified: life.pages,
-        sectors_verified: life.sectors,
+        pages_verified: verified.pages,
+        sectors_verified: verified.sectors,
         allocated_source_bytes: Some(before),
         allocated_destination_bytes: Some(ensure_thin(ferry, vm)?),
     })

@@ -200,7 +200,7 @@ pub fn now() -> Duration {
 
 /// Statistics from a guest's heartbeats.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Life {
+pub struct Verified {
     /// Pages compared since the first heartbeat.
     pub pages: u64,
     /// Sectors compared since the first heartbeat.
@@ -213,7 +213,7 @@ pub struct Life {
 ///
 /// # Errors
 /// The broken promise: two hosts at once, a counter that decreased, a wrong page or sector.
-pub fn judge(heard: &[Heard]) -> anyhow::Result<Life> {
+pub fn judge(heard: &[Heard]) -> anyhow::Result<Verified> {
     let (Some(first), Some(last)) = (heard.first(), heard.last()) else { bail!("the guest was never heard") };
     let mut gap = Duration::ZERO;
     let mut latest: BTreeMap<&str, u64> = BTreeMap::new();
@@ -240,7 +240,7 @@ pub fn judge(heard: &[Heard]) -> anyhow::Result<Life> {
     }
     ensure!(last.beat.bad_pages == 0, "{} page(s) did not hold what the guest wrote", last.beat.bad_pages);
     ensure!(last.beat.bad_sectors == 0, "{} sector(s) did not hold what the guest wrote", last.beat.bad_sectors);
-    Ok(Life {
+    Ok(Verified {
         pages: last.beat.pages - first.beat.pages,
         sectors: last.beat.sectors - first.beat.sectors,
         gap_ms: gap.as_millis() as u64,
@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn a_good_move_is_judged_good_and_its_gap_measured() {
         let beats = [heard("a", 0, 1), heard("a", 10, 2), heard("b", 130, 3), heard("b", 140, 4)];
-        assert_eq!(judge(&beats).expect("good"), Life { pages: 30, sectors: 3, gap_ms: 120 });
+        assert_eq!(judge(&beats).expect("good"), Verified { pages: 30, sectors: 3, gap_ms: 120 });
     }
 
     #[test]

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     host_storage::HostStorage,
-    new_file::{Life, Naming, NewFile},
+    new_file::{Lifecycle, Naming, NewFile},
     partial::PartialCopies,
     space::Needs,
 };
@@ -40,26 +40,26 @@ pub struct IncomingImage {
     pub virtual_size: ByteCount,
     /// How far the file is.
     #[serde(flatten)]
-    pub life: Life,
+    pub lifecycle: Lifecycle,
 }
 
 impl IncomingImage {
     /// Whether a file of this attempt exists or may exist.
     pub(crate) fn is_left(&self) -> bool {
-        self.life != Life::Planned
+        self.lifecycle != Lifecycle::Planned
     }
 
     /// The file.
     pub(crate) fn new_file(&self) -> NewFile<'_> {
-        let Self { device, path, format, virtual_size, life } = self;
-        let (format, virtual_size, life) = (*format, *virtual_size, *life);
-        NewFile { device, path, format, virtual_size, naming: Naming::Final, life }
+        let Self { device, path, format, virtual_size, lifecycle } = self;
+        let (format, virtual_size, lifecycle) = (*format, *virtual_size, *lifecycle);
+        NewFile { device, path, format, virtual_size, naming: Naming::Final, lifecycle }
     }
 
     /// The file as reported to the source's agent.
     pub(crate) fn file(&self) -> IncomingDiskFile {
         let (device, path) = (self.device.clone(), self.path.display().to_string());
-        IncomingDiskFile { device, path, format: self.format, from_partial: self.life.partial().is_some() }
+        IncomingDiskFile { device, path, format: self.format, from_partial: self.lifecycle.partial().is_some() }
     }
 }
 
@@ -120,7 +120,7 @@ fn placed(
     for disk in wanted {
         let (device, path) = (disk.device.clone(), storage.path(&disk.device, &disk.to)?);
         let IncomingDisk { format, virtual_size, .. } = *disk;
-        let incoming_disk = IncomingImage { device, path, format, virtual_size, life: Life::Planned };
+        let incoming_disk = IncomingImage { device, path, format, virtual_size, lifecycle: Lifecycle::Planned };
         let held = partials.held(vm, &incoming_disk.new_file());
         let path = &incoming_disk.path;
         let takes = copy_takes(virtual_size, disk.allocated, arrives_thick(format, &disk.to));
@@ -184,7 +184,7 @@ mod tests {
             path: file,
             format: DiskFormat::Raw,
             virtual_size: ByteCount::mib(8),
-            life: Life::Planned,
+            lifecycle: Lifecycle::Planned,
         };
         assert!(partials.keep(VmId(Uuid::from_u128(8)), &old.new_file()));
         let kept = || {

@@ -36,7 +36,7 @@ const SMB_MAGICS: [u32; 2] = [0xff53_4d42, 0xfe53_4d42];
 /// How far a new file is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Flags", into = "Flags")]
-pub enum Life {
+pub enum Lifecycle {
     /// Not made yet, or gone again: a file of its name is not this attempt's.
     #[default]
     Planned,
@@ -53,15 +53,15 @@ pub enum Life {
     Complete(FileIdentity),
     /// The VM may have it. Offline moves: it is being renamed to its final name, or has it. Storage moves: a pivot of the
     /// disk to it was requested.
-    Given(FileIdentity),
+    HandedOver(FileIdentity),
 }
 
-impl Life {
+impl Lifecycle {
     /// The partial copy that the file was.
     pub(crate) fn partial(self) -> Option<PartialKey> {
         match self {
             Self::Made { from_partial, .. } => from_partial,
-            Self::Planned | Self::Making | Self::Complete(_) | Self::Given(_) => None,
+            Self::Planned | Self::Making | Self::Complete(_) | Self::HandedOver(_) => None,
         }
     }
 
@@ -69,18 +69,18 @@ impl Life {
     pub(crate) fn then(self, state: fn(FileIdentity) -> Self) -> Self {
         match self {
             Self::Planned | Self::Making => self,
-            Self::Made { identity, .. } | Self::Complete(identity) | Self::Given(identity) => state(identity),
+            Self::Made { identity, .. } | Self::Complete(identity) | Self::HandedOver(identity) => state(identity),
         }
     }
 }
 
-/// [`Life`] as it is written, and as the version before wrote it, which called the last step of a storage move another
+/// [`Lifecycle`] as it is written, and as the version before wrote it, which called the last step of a storage move another
 /// way.
 #[derive(Default, Serialize, Deserialize)]
 struct Flags {
     made: bool,
-    #[serde(default)]
-    mark: Mark,
+    #[serde(default, rename = "mark")]
+    identity: StoredIdentity,
     #[serde(default, rename = "sown", skip_serializing_if = "Option::is_none")]
     from_partial: Option<PartialKey>,
     #[serde(default)]
@@ -91,39 +91,41 @@ struct Flags {
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Mark {
+enum StoredIdentity {
     Making,
     #[serde(untagged)]
     Made(FileIdentity),
 }
 
-impl Default for Mark {
+impl Default for StoredIdentity {
     fn default() -> Self {
         Self::Made(FileIdentity::default())
     }
 }
 
-impl From<Flags> for Life {
+impl From<Flags> for Lifecycle {
     fn from(flags: Flags) -> Self {
         match flags {
-            Flags { mark: Mark::Making, .. } => Self::Making,
+            Flags { identity: StoredIdentity::Making, .. } => Self::Making,
             Flags { made: false, .. } => Self::Planned,
-            Flags { named: true, mark: Mark::Made(identity), .. } => Self::Given(identity),
-            Flags { arrived: true, mark: Mark::Made(identity), .. } => Self::Complete(identity),
-            Flags { mark: Mark::Made(identity), from_partial, .. } => Self::Made { identity, from_partial },
+            Flags { named: true, identity: StoredIdentity::Made(identity), .. } => Self::HandedOver(identity),
+            Flags { arrived: true, identity: StoredIdentity::Made(identity), .. } => Self::Complete(identity),
+            Flags { identity: StoredIdentity::Made(identity), from_partial, .. } => {
+                Self::Made { identity, from_partial }
+            }
         }
     }
 }
 
-impl From<Life> for Flags {
-    fn from(life: Life) -> Self {
-        let made = |identity| Self { made: true, mark: Mark::Made(identity), ..Self::default() };
-        match life {
-            Life::Planned => Self::default(),
-            Life::Making => Self { mark: Mark::Making, ..Self::default() },
-            Life::Made { identity, from_partial } => Self { from_partial, ..made(identity) },
-            Life::Complete(identity) => Self { arrived: true, ..made(identity) },
-            Life::Given(identity) => Self { arrived: true, named: true, ..made(identity) },
+impl From<Lifecycle> for Flags {
+    fn from(lifecycle: Lifecycle) -> Self {
+        let made = |identity| Self { made: true, identity: StoredIdentity::Made(identity), ..Self::default() };
+        match lifecycle {
+            Lifecycle::Planned => Self::default(),
+            Lifecycle::Making => Self { identity: StoredIdentity::Making, ..Self::default() },
+            Lifecycle::Made { identity, from_partial } => Self { from_partial, ..made(identity) },
+            Lifecycle::Complete(identity) => Self { arrived: true, ..made(identity) },
+            Lifecycle::HandedOver(identity) => Self { arrived: true, named: true, ..made(identity) },
         }
     }
 }
@@ -204,7 +206,7 @@ pub(crate) struct NewFile<'a> {
     /// What its name says.
     pub(crate) naming: Naming,
     /// How far it is.
-    pub(crate) life: Life,
+    pub(crate) lifecycle: Lifecycle,
 }
 
 impl NewFile<'_> {
@@ -216,9 +218,9 @@ impl NewFile<'_> {
         &self,
         owner: (u32, u32),
         partial: impl FnOnce(&Self) -> Option<PartialKey>,
-        mut record: impl FnMut(Life) -> Result<(), AgentError>,
+        mut record: impl FnMut(Lifecycle) -> Result<(), AgentError>,
     ) -> Result<(), AgentError> {
-        record(Life::Making)?;
+        record(Lifecycle::Making)?;
         let (is_there, size) = match self.naming {
             Naming::Final => (false, self.virtual_size),
             Naming::OfVm => (self.path.symlink_metadata().is_ok_and(|found| found.is_file()), ByteCount(0)),
@@ -229,11 +231,11 @@ impl NewFile<'_> {
             && let Err(source) = image::create(self.path, self.format, size, owner)
         {
             // If there is a file now, it was not made by this attempt.
-            record(Life::Planned)?;
+            record(Lifecycle::Planned)?;
             let is_other = source.kind() == io::ErrorKind::AlreadyExists;
             return Err(if is_other { exists(self.path) } else { self.fault(source) });
         }
-        record(Life::Made { identity: FileIdentity::of(self.path).unwrap_or_default(), from_partial })
+        record(Lifecycle::Made { identity: FileIdentity::of(self.path).unwrap_or_default(), from_partial })
     }
 
     /// What happens to the file when its move is undone or forgotten. Blocks.
@@ -241,7 +243,7 @@ impl NewFile<'_> {
     /// # Errors
     /// If it is unknown whether the file is ours, or who uses it.
     pub(crate) fn fate(&self, used: &InUse, guest_writes: GuestWrites) -> Result<Cleanup, AgentError> {
-        let made = self.life != Life::Planned;
+        let made = self.lifecycle != Lifecycle::Planned;
         let obstacle = if made { used.obstacle(self.path).map_err(|error| self.fault(error))? } else { None };
         let is_it = made && self.is_it().map_err(|error| self.fault(error))?;
         match obstacle {
@@ -266,7 +268,7 @@ impl NewFile<'_> {
         used: &InUse,
         guest_writes: GuestWrites,
         keep: impl FnOnce(&Self) -> bool,
-    ) -> Result<Life, AgentError> {
+    ) -> Result<Lifecycle, AgentError> {
         match self.fate(used, guest_writes)? {
             Cleanup::Remove if keep(self) => {}
             Cleanup::Remove => file::remove(self.path).map_err(|error| self.fault(error))?,
@@ -274,20 +276,20 @@ impl NewFile<'_> {
             Cleanup::KeepAndReport => {
                 let file = self.path.display();
                 warn!(disk = self.device, %file, "A new file stays: it may hold the newest data of its disk");
-                return Ok(self.life);
+                return Ok(self.lifecycle);
             }
         }
-        Ok(Life::Planned)
+        Ok(Lifecycle::Planned)
     }
 
     /// Whether the file that has its name is this one; true if there is none, whose removal then shows whether its folder
     /// is there.
     fn is_it(&self) -> io::Result<bool> {
-        let is_it = match (self.life, self.naming) {
-            (Life::Planned, _) => Ok(false),
-            (Life::Making, Naming::Final) => holds_nothing(self.path, self.format, self.virtual_size),
-            (Life::Making, Naming::OfVm) => Ok(true),
-            (Life::Made { identity, .. } | Life::Complete(identity) | Life::Given(identity), _) => {
+        let is_it = match (self.lifecycle, self.naming) {
+            (Lifecycle::Planned, _) => Ok(false),
+            (Lifecycle::Making, Naming::Final) => holds_nothing(self.path, self.format, self.virtual_size),
+            (Lifecycle::Making, Naming::OfVm) => Ok(true),
+            (Lifecycle::Made { identity, .. } | Lifecycle::Complete(identity) | Lifecycle::HandedOver(identity), _) => {
                 identity.is_of(self.path)
             }
         };
@@ -332,7 +334,14 @@ mod tests {
     }
 
     fn new_file(path: &Path, naming: Naming) -> NewFile<'_> {
-        NewFile { device: "vda", path, format: DiskFormat::Raw, virtual_size: SIZE, naming, life: Life::Planned }
+        NewFile {
+            device: "vda",
+            path,
+            format: DiskFormat::Raw,
+            virtual_size: SIZE,
+            naming,
+            lifecycle: Lifecycle::Planned,
+        }
     }
 
     #[test]
@@ -353,29 +362,29 @@ mod tests {
     fn what_is_written_of_a_file_is_read_again_also_as_the_version_before_wrote_it() {
         let identity = FileIdentity::File { inode: 131, born_ns: Some(5) };
         let from_partial = Some(PartialKey { key: Secret([4; 32]) });
-        for life in [
-            Life::Planned,
-            Life::Making,
-            Life::Made { identity: FileIdentity::Path, from_partial: None },
-            Life::Made { identity, from_partial },
-            Life::Complete(identity),
-            Life::Given(identity),
+        for lifecycle in [
+            Lifecycle::Planned,
+            Lifecycle::Making,
+            Lifecycle::Made { identity: FileIdentity::Path, from_partial: None },
+            Lifecycle::Made { identity, from_partial },
+            Lifecycle::Complete(identity),
+            Lifecycle::HandedOver(identity),
         ] {
-            let text = serde_json::to_string(&life).expect("text");
-            assert_eq!(serde_json::from_str::<Life>(&text).expect("read"), life, "{text}");
+            let text = serde_json::to_string(&lifecycle).expect("text");
+            assert_eq!(serde_json::from_str::<Lifecycle>(&text).expect("read"), lifecycle, "{text}");
         }
         let mark = r#""mark": {"file": {"inode": 131, "born_ns": 5}}"#;
-        for (text, life) in [
-            (r#"{"made": false, "mark": "path", "sown": null}"#.to_owned(), Life::Planned),
-            (r#"{"made": false, "mark": "making", "sown": null}"#.to_owned(), Life::Making),
-            (format!(r#"{{"made": true, {mark}, "sown": null}}"#), Life::Made { identity, from_partial: None }),
-            (r#"{"made": true}"#.to_owned(), Life::Made { identity: FileIdentity::Path, from_partial: None }),
-            (format!(r#"{{"made": true, {mark}, "arrived": true, "named": false}}"#), Life::Complete(identity)),
-            (format!(r#"{{"made": true, {mark}, "arrived": true, "named": true}}"#), Life::Given(identity)),
-            (format!(r#"{{"made": true, {mark}, "switch_asked": true}}"#), Life::Given(identity)),
-            (format!(r#"{{"made": false, {mark}, "arrived": true, "named": false}}"#), Life::Planned),
+        for (text, lifecycle) in [
+            (r#"{"made": false, "mark": "path", "sown": null}"#.to_owned(), Lifecycle::Planned),
+            (r#"{"made": false, "mark": "making", "sown": null}"#.to_owned(), Lifecycle::Making),
+            (format!(r#"{{"made": true, {mark}, "sown": null}}"#), Lifecycle::Made { identity, from_partial: None }),
+            (r#"{"made": true}"#.to_owned(), Lifecycle::Made { identity: FileIdentity::Path, from_partial: None }),
+            (format!(r#"{{"made": true, {mark}, "arrived": true, "named": false}}"#), Lifecycle::Complete(identity)),
+            (format!(r#"{{"made": true, {mark}, "arrived": true, "named": true}}"#), Lifecycle::HandedOver(identity)),
+            (format!(r#"{{"made": true, {mark}, "switch_asked": true}}"#), Lifecycle::HandedOver(identity)),
+            (format!(r#"{{"made": false, {mark}, "arrived": true, "named": false}}"#), Lifecycle::Planned),
         ] {
-            assert_eq!(serde_json::from_str::<Life>(&text).expect("read"), life, "{text}");
+            assert_eq!(serde_json::from_str::<Lifecycle>(&text).expect("read"), lifecycle, "{text}");
         }
     }
 
@@ -390,20 +399,24 @@ mod tests {
             let made = file.make(
                 owner(),
                 |_| None,
-                |life| {
-                    recorded.push((life, path.exists()));
+                |lifecycle| {
+                    recorded.push((lifecycle, path.exists()));
                     Ok(())
                 },
             );
-            file.life = recorded.last().expect("recorded").0;
+            file.lifecycle = recorded.last().expect("recorded").0;
             let gone = file.remove(&used, GuestWrites::Never, |_| false).expect("looked at");
-            assert_eq!(gone, Life::Planned);
-            (made.is_ok(), recorded[0], matches!(file.life, Life::Made { .. }), path.exists())
+            assert_eq!(gone, Lifecycle::Planned);
+            (made.is_ok(), recorded[0], matches!(file.lifecycle, Lifecycle::Made { .. }), path.exists())
         };
-        assert_eq!(made(&free, Naming::Final), (true, (Life::Making, false), true, false));
-        assert_eq!(made(&taken, Naming::Final), (false, (Life::Making, true), false, true));
+        assert_eq!(made(&free, Naming::Final), (true, (Lifecycle::Making, false), true, false));
+        assert_eq!(made(&taken, Naming::Final), (false, (Lifecycle::Making, true), false, true));
         assert_eq!(fs::read(&taken).expect("there"), b"precious");
-        assert_eq!(made(&taken, Naming::OfVm), (true, (Life::Making, true), true, false), "its name says whose it is");
+        assert_eq!(
+            made(&taken, Naming::OfVm),
+            (true, (Lifecycle::Making, true), true, false),
+            "its name says whose it is"
+        );
     }
 
     #[test]
@@ -412,7 +425,7 @@ mod tests {
         for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
             let path = folder.path().join(format!("disk.{}", format.name()));
             let is_ours = |virtual_size| {
-                NewFile { format, virtual_size, life: Life::Making, ..new_file(&path, Naming::Final) }.is_it()
+                NewFile { format, virtual_size, lifecycle: Lifecycle::Making, ..new_file(&path, Naming::Final) }.is_it()
             };
             assert!(is_ours(SIZE).expect("looked at"), "it is not there");
             fs::write(&path, "").expect("written");
@@ -428,7 +441,7 @@ mod tests {
         }
         let link = folder.path().join("link");
         std::os::unix::fs::symlink("disk.raw", &link).expect("made");
-        let made = NewFile { life: Life::Making, ..new_file(&link, Naming::Final) };
+        let made = NewFile { lifecycle: Lifecycle::Making, ..new_file(&link, Naming::Final) };
         assert!(!made.is_it().expect("there"));
     }
 }

@@ -295,7 +295,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::files::new_file::{Life, Naming};
+    use crate::files::new_file::{Lifecycle, Naming};
 
     fn vm(number: u128) -> VmId {
         VmId(Uuid::from_u128(number))
@@ -304,7 +304,7 @@ mod tests {
     fn new_file(path: &Path, format: DiskFormat, virtual_size: ByteCount) -> NewFile<'_> {
         let owner = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         image::create(path, format, virtual_size, owner).expect("made");
-        NewFile { device: "vda", path, format, virtual_size, naming: Naming::Final, life: Life::Planned }
+        NewFile { device: "vda", path, format, virtual_size, naming: Naming::Final, lifecycle: Lifecycle::Planned }
     }
 
     /// A raw file of 64 MiB that holds 6 MiB of data.

@@ -29,7 +29,7 @@ use crate::{
         self,
         host_storage::HostStorage,
         incoming::{self, IncomingImage},
-        new_file::{Life, NewFile},
+        new_file::{Lifecycle, NewFile},
     },
     hold,
     refusal::{refused, uuid_taken},
@@ -109,15 +109,17 @@ impl Registry {
             made_to_fail("agent-make-arrival")?;
             let incoming_disk = journal.task.incoming_disks()[index].clone();
             let partial = |file: &NewFile<'_>| self.partials.take(vm, file);
-            incoming_disk.new_file().make(owner, partial, |life| self.note_incoming(&mut journal, index, life))?;
+            incoming_disk
+                .new_file()
+                .make(owner, partial, |lifecycle| self.note_incoming(&mut journal, index, lifecycle))?;
         }
         Ok(journal)
     }
 
     /// Records how far the file of one disk is.
-    fn note_incoming(&self, journal: &mut Journal, index: usize, life: Life) -> Result<(), AgentError> {
+    fn note_incoming(&self, journal: &mut Journal, index: usize, lifecycle: Lifecycle) -> Result<(), AgentError> {
         if let Task::Destination { incoming_disks, .. } = &mut journal.task {
-            incoming_disks[index].life = life;
+            incoming_disks[index].lifecycle = lifecycle;
         }
         self.put(journal)
     }
@@ -148,8 +150,8 @@ impl Registry {
             let (vm, used, partials) = (journal.task.vm(), Arc::clone(&used), Arc::clone(&self.partials));
             let remove =
                 move || incoming_disk.new_file().remove(&used, GuestWrites::Never, |file| partials.keep(vm, file));
-            let life = blocking(remove).await?;
-            self.note_incoming(&mut journal, index, life)?;
+            let lifecycle = blocking(remove).await?;
+            self.note_incoming(&mut journal, index, lifecycle)?;
         }
         Ok(journal)
     }

@@ -244,7 +244,7 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files::new_file::{FileIdentity, Life};
+    use crate::files::new_file::{FileIdentity, Lifecycle};
 
     /// An agent that is upgraded during a move continues it.
     #[test]
@@ -257,7 +257,9 @@ mod tests {
             assert_eq!(journal.state, state);
             for disk in journal.task.incoming_disks() {
                 let is_of = FileIdentity::File { inode: 131, born_ns: Some(1_760_000_000_000_000_000) };
-                assert!(matches!(disk.life, Life::Made { identity, from_partial: Some(_) } if identity == is_of));
+                assert!(
+                    matches!(disk.lifecycle, Lifecycle::Made { identity, from_partial: Some(_) } if identity == is_of)
+                );
             }
             let written = serde_json::to_string(&journal).expect("JSON");
             assert_eq!(serde_json::from_str::<Journal>(&written).expect("a journal"), journal);

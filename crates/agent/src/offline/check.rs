@@ -24,7 +24,7 @@ use ferry_drivers::{
 use super::{OfflineMoves, journal::IncomingFile, parts, state::Move};
 use crate::{
     AgentError,
-    files::{host_storage::HostStorage, new_file::Life, space::Needs},
+    files::{host_storage::HostStorage, new_file::Lifecycle, space::Needs},
     refusal::{exists, refused, uuid_taken},
 };
 
@@ -106,7 +106,7 @@ impl OfflineMoves {
         match path.symlink_metadata() {
             Err(_) => {
                 let (path, part) = (path.to_owned(), parts::part_of(path, vm));
-                Ok(IncomingFile::Part { path, part, life: Life::Planned })
+                Ok(IncomingFile::Part { path, part, lifecycle: Lifecycle::Planned })
             }
             Ok(found) if file.file.shareable && found.is_file() => match found.len() == file.length.0 {
                 true => Ok(IncomingFile::Adopted { path: path.to_owned(), compared: false }),

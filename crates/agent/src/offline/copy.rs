@@ -31,7 +31,7 @@ use crate::{
     AgentError,
     blocking::blocking,
     config::Config,
-    files::{fingerprint::FileFingerprint, new_file::Life},
+    files::{fingerprint::FileFingerprint, new_file::Lifecycle},
     peers,
 };
 
@@ -96,7 +96,7 @@ async fn take_file(
     })?;
     page.write(|journal| match journal.incoming(index) {
         Some(IncomingFile::Adopted { compared, .. }) => *compared = true,
-        Some(IncomingFile::Part { life, .. }) => *life = life.then(Life::Complete),
+        Some(IncomingFile::Part { lifecycle, .. }) => *lifecycle = lifecycle.then(Lifecycle::Complete),
         None => {}
     })
 }

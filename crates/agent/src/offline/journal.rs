@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::files::{
     fingerprint::FileFingerprint,
-    new_file::{Life, Naming, NewFile},
+    new_file::{Lifecycle, Naming, NewFile},
 };
 
 /// The task of one end, and how far it is.
@@ -132,7 +132,7 @@ pub(super) enum IncomingFile {
         /// Its name until then.
         part: PathBuf,
         #[serde(flatten)]
-        life: Life,
+        lifecycle: Lifecycle,
     },
 }
 
@@ -148,15 +148,15 @@ impl IncomingFile {
     pub(super) fn has_arrived(&self) -> bool {
         match self {
             Self::Adopted { compared, .. } => *compared,
-            Self::Part { life, .. } => matches!(life, Life::Complete(_) | Life::Given(_)),
+            Self::Part { lifecycle, .. } => matches!(lifecycle, Lifecycle::Complete(_) | Lifecycle::HandedOver(_)),
         }
     }
 
     /// The file that the move makes, under the name that it has now; none if it already exists. Blocks.
     pub(super) fn new_file<'a>(&'a self, of: &'a OfflineFile) -> Option<NewFile<'a>> {
-        let Self::Part { path, part, life } = self else { return None };
+        let Self::Part { path, part, lifecycle } = self else { return None };
         // It has its final name, unless renaming it was interrupted.
-        let is_named = matches!(life, Life::Given(_)) && part.symlink_metadata().is_err();
+        let is_named = matches!(lifecycle, Lifecycle::HandedOver(_)) && part.symlink_metadata().is_err();
         Some(NewFile {
             device: &of.file.device,
             path: if is_named { path } else { part },
@@ -164,7 +164,7 @@ impl IncomingFile {
             format: DiskFormat::Raw,
             virtual_size: of.length,
             naming: Naming::OfVm,
-            life: *life,
+            lifecycle: *lifecycle,
         })
     }
 }
@@ -333,8 +333,8 @@ mod tests {
             panic!("{journal:?}")
         };
         let identity = FileIdentity::File { inode: 131, born_ns: Some(1_760_000_000_000_000_000) };
-        let IncomingFile::Part { part, life, .. } = &incoming_files[0] else { panic!("{journal:?}") };
-        assert_eq!((&**definition, *life), ("<domain/>", Life::Complete(identity)));
+        let IncomingFile::Part { part, lifecycle, .. } = &incoming_files[0] else { panic!("{journal:?}") };
+        assert_eq!((&**definition, *lifecycle), ("<domain/>", Lifecycle::Complete(identity)));
         assert!(part.extension().is_some_and(|ending| ending == "ferry-part"));
         is_read_again(&journal);
         *journal.incoming(0).expect("a file") = IncomingFile::Adopted { path: "/x".into(), compared: true };

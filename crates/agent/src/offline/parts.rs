@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     AgentError,
-    files::{self, new_file::Life, partial::PartialCopies},
+    files::{self, new_file::Lifecycle, partial::PartialCopies},
     lock::lock,
     refusal::exists,
 };
@@ -53,10 +53,10 @@ pub(super) fn make_all(page: &Move, hypervisor: &dyn HostInfo, partials: &Partia
     let owner = hypervisor.process_owner()?;
     for (index, (of, incoming_file)) in request.files.iter().zip(&incoming_files).enumerate() {
         if let Some(file) = incoming_file.new_file(of)
-            && matches!(file.life, Life::Planned | Life::Making)
+            && matches!(file.lifecycle, Lifecycle::Planned | Lifecycle::Making)
         {
             let partial = |file: &_| partials.take(request.vm, file);
-            file.make(owner, partial, |life| note(page, index, life))?;
+            file.make(owner, partial, |lifecycle| note(page, index, lifecycle))?;
         }
     }
     Ok(())
@@ -68,15 +68,15 @@ pub(super) fn make_all(page: &Move, hypervisor: &dyn HostInfo, partials: &Partia
 /// `file.exists`, with the existing file untouched; the file system's.
 pub(super) fn name_all(page: &Move) -> Result<(), AgentError> {
     for (index, incoming_file) in page.journal().task.incoming_files().iter().enumerate() {
-        let IncomingFile::Part { path, part, life } = incoming_file else { continue };
+        let IncomingFile::Part { path, part, lifecycle } = incoming_file else { continue };
         // Before it is renamed: a missing part then has its final name.
-        note(page, index, life.then(Life::Given))?;
+        note(page, index, lifecycle.then(Lifecycle::HandedOver))?;
         match file::rename_new(part, path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_file() => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 // A foreign file: it must not later be mistaken for this VM's part.
-                note(page, index, life.then(Life::Complete))?;
+                note(page, index, lifecycle.then(Lifecycle::Complete))?;
                 return Err(exists(path));
             }
             Err(source) => return Err(AgentError::File { path: path.clone(), source }),
@@ -93,24 +93,25 @@ pub(super) fn name_all(page: &Move) -> Result<(), AgentError> {
 pub(super) fn remove_all(page: &Move, hypervisor: &dyn Domains, partials: &PartialCopies) -> Result<(), AgentError> {
     *lock(&page.ended) = true;
     let Task::Destination { request, incoming_files, .. } = page.journal().task else { return Ok(()) };
-    let is_left = |file: &IncomingFile| matches!(file, IncomingFile::Part { life, .. } if *life != Life::Planned);
+    let is_left =
+        |file: &IncomingFile| matches!(file, IncomingFile::Part { lifecycle, .. } if *lifecycle != Lifecycle::Planned);
     if !incoming_files.iter().any(is_left) {
         return Ok(());
     }
     let used = files::in_use(hypervisor.files_in_use()?)?;
     for (index, (of, incoming_file)) in request.files.iter().zip(&incoming_files).enumerate() {
         let Some(file) = incoming_file.new_file(of) else { continue };
-        let life = file.remove(&used, GuestWrites::Never, |file| partials.keep(request.vm, file))?;
-        note(page, index, life)?;
+        let lifecycle = file.remove(&used, GuestWrites::Never, |file| partials.keep(request.vm, file))?;
+        note(page, index, lifecycle)?;
     }
     Ok(())
 }
 
 /// Records how far a file is.
-fn note(page: &Move, index: usize, to: Life) -> Result<(), AgentError> {
+fn note(page: &Move, index: usize, to: Lifecycle) -> Result<(), AgentError> {
     page.write(|journal| {
-        if let Some(IncomingFile::Part { life, .. }) = journal.incoming(index) {
-            *life = to;
+        if let Some(IncomingFile::Part { lifecycle, .. }) = journal.incoming(index) {
+            *lifecycle = to;
         }
     })
 }

@@ -20,7 +20,7 @@ use crate::{
     files::{
         chain::{chain_takes, holds_no_snapshots},
         host_storage::HostStorage,
-        new_file::Life,
+        new_file::Lifecycle,
         space::Needs,
     },
     refusal::{exists, refused},
@@ -68,8 +68,14 @@ fn checked_disk(
     let size = hypervisor.disk_size(facts.id, device)?;
     let chain = file.map_or(size.allocated, |file| chain_takes(file, size.allocated));
     let allocated = copy_takes(size.virtual_size, chain, file.is_some_and(|file| is_thick(file, wanted)));
-    let disk =
-        Disk { device: device.clone(), from, to, life: Life::Planned, virtual_size: size.virtual_size, allocated };
+    let disk = Disk {
+        device: device.clone(),
+        from,
+        to,
+        lifecycle: Lifecycle::Planned,
+        virtual_size: size.virtual_size,
+        allocated,
+    };
     if in_use.as_ref() == Some(&disk.to) {
         // An earlier attempt moved it.
         return Ok(disk);

@@ -10,7 +10,7 @@ use ferry_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::files::new_file::{Life, Naming, NewFile};
+use crate::files::new_file::{Lifecycle, Naming, NewFile};
 
 /// One disk, and its files on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ pub(super) struct Disk {
     pub(super) to: PathBuf,
     /// How far the new file is.
     #[serde(flatten)]
-    pub(super) life: Life,
+    pub(super) lifecycle: Lifecycle,
     /// The disk's virtual size. The version before does not write it.
     #[serde(default)]
     pub(super) virtual_size: ByteCount,
@@ -143,10 +143,10 @@ pub(super) struct Journal {
 impl Journal {
     /// The new file of a disk.
     pub(super) fn new_file(&self, disk: usize) -> NewFile<'_> {
-        let (Disk { device, to: path, virtual_size, life, .. }, wanted) =
+        let (Disk { device, to: path, virtual_size, lifecycle, .. }, wanted) =
             (&self.disks[disk], &self.request.disks[disk]);
-        let (format, virtual_size, life) = (wanted.format, *virtual_size, *life);
-        NewFile { device, path, format, virtual_size, naming: Naming::Final, life }
+        let (format, virtual_size, lifecycle) = (wanted.format, *virtual_size, *lifecycle);
+        NewFile { device, path, format, virtual_size, naming: Naming::Final, lifecycle }
     }
 }
 
@@ -162,7 +162,7 @@ mod tests {
         let journal: Journal = serde_json::from_str(text).expect("a journal");
         assert_eq!(journal.state, State::Switching { intent: Intent::GoOn });
         let identity = FileIdentity::File { inode: 131, born_ns: None };
-        assert_eq!(journal.disks[0].life, Life::Given(identity));
+        assert_eq!(journal.disks[0].lifecycle, Lifecycle::HandedOver(identity));
         for state in [
             State::Prepared { intent: Intent::End },
             State::Switching { intent: Intent::Forget },

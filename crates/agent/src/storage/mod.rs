@@ -45,7 +45,7 @@ use crate::{
     blocking::blocking,
     config::Config,
     failpoint::made_to_fail,
-    files::{claims::Reserved, host_storage::HostStorage, new_file::Life},
+    files::{claims::Reserved, host_storage::HostStorage, new_file::Lifecycle},
     refusal::refused,
 };
 
@@ -226,7 +226,7 @@ impl StorageMoves {
             return Err(AgentError::failed(format!("The storage move of job {job} does not end")));
         }
         known.abandon_all()?;
-        new_files::remove(&*self.hypervisor, known, |disk| disk.life != Life::Planned)?;
+        new_files::remove(&*self.hypervisor, known, |disk| disk.lifecycle != Lifecycle::Planned)?;
         attempt::journal::remove(&self.folder, job)?;
         self.table.remove(job);
         Ok(())

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     AgentError,
     failpoint::made_to_fail,
-    files::{self, new_file::Life},
+    files::{self, new_file::Lifecycle},
 };
 
 /// Creates the new files that do not exist yet.
@@ -25,14 +25,14 @@ pub(super) fn make(hypervisor: &dyn Hypervisor, prepared: &Move) -> Result<(), A
     let vm = prepared.journal().request.vm;
     let facts = hypervisor.vm(vm)?.ok_or(HypervisorError::NoVm(vm))?;
     // An agent died while it made these.
-    remove(hypervisor, prepared, |disk| disk.life == Life::Making)?;
+    remove(hypervisor, prepared, |disk| disk.lifecycle == Lifecycle::Making)?;
     for (index, disk) in prepared.journal().disks.iter().enumerate() {
-        if disk.life != Life::Planned || facts.files.iter().any(|file| file.place == disk.to) {
+        if disk.lifecycle != Lifecycle::Planned || facts.files.iter().any(|file| file.place == disk.to) {
             continue;
         }
         let size = hypervisor.disk_size(vm, &disk.device)?.virtual_size;
         prepared.write(|journal| journal.disks[index].virtual_size = size)?;
-        let record = |life| prepared.write(|journal| journal.disks[index].life = life);
+        let record = |lifecycle| prepared.write(|journal| journal.disks[index].lifecycle = lifecycle);
         prepared.journal().new_file(index).make(owner, |_| None, record)?;
         made_to_fail("agent-storage-file-made")?;
     }
@@ -48,8 +48,8 @@ pub(super) fn remove(hypervisor: &dyn Hypervisor, known: &Move, which: fn(&Disk)
     let used = files::in_use(hypervisor.files_in_use()?)?;
     for (index, guest_writes) in guest_writes(hypervisor, &journal)?.into_iter().enumerate() {
         if which(&journal.disks[index]) {
-            let life = journal.new_file(index).remove(&used, guest_writes, |_| false)?;
-            known.write(|journal| journal.disks[index].life = life)?;
+            let lifecycle = journal.new_file(index).remove(&used, guest_writes, |_| false)?;
+            known.write(|journal| journal.disks[index].lifecycle = lifecycle)?;
             made_to_fail("agent-storage-new-file-removed")?;
         }
     }
@@ -79,10 +79,12 @@ fn guest_writes(hypervisor: &dyn Hypervisor, journal: &Journal) -> Result<Vec<Gu
     let one = |disk: &Disk| {
         let is_old = |file: &VmFile<PathBuf>| file.device == disk.device && file.place == disk.from;
         let old_file_runs = runs.as_ref().is_some_and(|facts| facts.files.iter().any(is_old));
-        match (&journal.state, disk.life) {
+        match (&journal.state, disk.lifecycle) {
             (State::Moved | State::Confirmed, _) => GuestWrites::Surely,
-            (_, Life::Given(_)) => GuestWrites::Perhaps { old_file_runs },
-            (_, Life::Planned | Life::Making | Life::Made { .. } | Life::Complete(_)) => GuestWrites::Never,
+            (_, Lifecycle::HandedOver(_)) => GuestWrites::Perhaps { old_file_runs },
+            (_, Lifecycle::Planned | Lifecycle::Making | Lifecycle::Made { .. } | Lifecycle::Complete(_)) => {
+                GuestWrites::Never
+            }
         }
     };
     Ok(journal.disks.iter().map(one).collect())

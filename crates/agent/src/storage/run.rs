@@ -28,7 +28,7 @@ use super::journal::{Intent, Journal, State};
 use crate::{
     AgentError,
     attempt::{self, Attempt, table::Entry},
-    files::new_file::Life,
+    files::new_file::Lifecycle,
     lock::lock,
 };
 
@@ -342,7 +342,7 @@ impl Move {
                         && let Some(intent) = journal.state.intent().copied()
                     {
                         journal.state = State::Switching { intent };
-                        journal.disks[index].life = journal.disks[index].life.then(Life::Given);
+                        journal.disks[index].lifecycle = journal.disks[index].lifecycle.then(Lifecycle::HandedOver);
                     }
                 })?;
                 if self.must_end() {

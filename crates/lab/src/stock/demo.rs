@@ -80,8 +80,8 @@ impl Proof<'_> {
         judge(&heard)?;
         let around: Vec<_> = heard.iter().filter(|heard| heard.at >= begun && heard.at <= moved).cloned().collect();
         let after: Vec<_> = heard.iter().filter(|heard| heard.at > moved).cloned().collect();
-        let (life, gap_ms) = (judge(&after)?, judge(&around)?.gap_ms);
-        self.migrations.push(measured(&job, life.pages, life.sectors, gap_ms)?);
+        let (verified, gap_ms) = (judge(&after)?, judge(&around)?.gap_ms);
+        self.migrations.push(measured(&job, verified.pages, verified.sectors, gap_ms)?);
         Ok(())
     }
 }

@@ -196,9 +196,9 @@ fn a_running_vm_moves_there_and_back_encrypted_and_whole() {
         bench.observer.wait_on("ticker", name, SECONDS_20).expect("it runs there alone");
         bench.observer.wait_verified("ticker", 1, Duration::from_secs(120)).expect("verified");
     }
-    let life = judge(&bench.observer.heard("ticker")).expect("no promise is broken");
+    let verified = judge(&bench.observer.heard("ticker")).expect("no promise is broken");
     let (captured, hits) = capture.so_far();
-    eprintln!("{life:?}, {captured} bytes captured");
+    eprintln!("{verified:?}, {captured} bytes captured");
     assert!(captured > 10 << 20 && hits == 0, "{captured} bytes captured, {hits} hold guest memory");
 }
 

@@ -169,8 +169,8 @@ async fn hand_over(share: ShareId, name: &str, source: &Host, destination: &Host
 }
 
 fn key(share: ShareId, source: &Host, destination: &Host) -> Key {
-    let life = |host: &Host| host.seen().observation.map(|observation| observation.incarnation);
-    (share, life(source), life(destination))
+    let run = |host: &Host| host.seen().observation.map(|observation| observation.incarnation);
+    (share, run(source), run(destination))
 }
 
 /// The same key for both directions.

@@ -69,7 +69,7 @@ impl World {
 }
 
 /// One run of the server.
-struct Life {
+struct ServerRun {
     world: Arc<Mutex<World>>,
     died: Arc<Notify>,
     store: Store,
@@ -78,7 +78,7 @@ struct Life {
     steps: Vec<Step>,
 }
 
-impl Life {
+impl ServerRun {
     fn new(world: Arc<Mutex<World>>, store: &Store, job: JobId) -> Self {
         let steps = world.lock().expect("nobody panics with it").steps.clone();
         Self { world, died: Arc::default(), store: store.clone(), job, running: Arc::default(), steps }
@@ -115,7 +115,7 @@ fn taken(faults: &mut Vec<(Step, Fault)>, step: Step) -> Option<Fault> {
     Some(faults.remove(at).1)
 }
 
-impl Saga for Life {
+impl Saga for ServerRun {
     fn steps(&self) -> &[Step] {
         &self.steps
     }
@@ -200,10 +200,10 @@ async fn play(world: World) -> (Phase, World, Vec<LogEvent>) {
     let (store, job, _folder) = with_job().await;
     let world = Arc::new(Mutex::new(world));
     let phase = loop {
-        let mut life = Life::new(world.clone(), &store, job);
-        let died = life.died.clone();
+        let mut server_run = ServerRun::new(world.clone(), &store, job);
+        let died = server_run.died.clone();
         tokio::select! {
-            phase = drive(&store, job, &mut life, IMPATIENT) => break phase,
+            phase = drive(&store, job, &mut server_run, IMPATIENT) => break phase,
             () = died.notified() => {}
         }
     };
@@ -359,13 +359,13 @@ async fn a_server_that_dies_at_any_durable_write_goes_on_from_there() {
                 let run_faults = fault.map(|fault| (Step::Perform, fault)).into_iter().collect();
                 let world = Arc::new(Mutex::new(World { run_faults, ..World::default() }));
                 let died = Notify::new();
-                let mut life = Life::new(world.clone(), &store, job);
+                let mut server_run = ServerRun::new(world.clone(), &store, job);
                 let log = DyingLog { store: &store, died: &died, left: Mutex::new(Some(write)), written };
                 let survived = tokio::select! {
-                    phase = drive(&log, job, &mut life, IMPATIENT) => Some(phase),
+                    phase = drive(&log, job, &mut server_run, IMPATIENT) => Some(phase),
                     () = died.notified() => None,
                 };
-                let phase = drive(&store, job, &mut life, IMPATIENT).await;
+                let phase = drive(&store, job, &mut server_run, IMPATIENT).await;
                 // A failure that is not on disk did not happen: the next run tries the step again, and this time it
                 // succeeds.
                 assert!(phase == Phase::Succeeded || fault.is_some(), "write {write}: {phase:?}");
@@ -413,17 +413,17 @@ async fn with_failing_writes(step: Step, fault: Option<Fault>, written: bool) {
     let (store, job, _folder) = with_job().await;
     let run_faults = fault.map(|fault| (step, fault)).into_iter().collect();
     let world = Arc::new(Mutex::new(World { run_faults, ..World::default() }));
-    let mut life = Life::new(world.clone(), &store, job);
+    let mut server_run = ServerRun::new(world.clone(), &store, job);
     let log = FailingLog { store: &store, last: Mutex::default(), written };
-    let phase = drive(&log, job, &mut life, IMPATIENT).await;
+    let phase = drive(&log, job, &mut server_run, IMPATIENT).await;
     let fails = fault.is_some() && step.class().is_taken_back();
     let expected = match fails {
         true => (Phase::Failed, HashSet::new()),
         false => (Phase::Succeeded, HashSet::from(Step::ALL)),
     };
-    let effects = std::mem::take(&mut life.world().effects);
+    let effects = std::mem::take(&mut server_run.world().effects);
     assert_eq!((phase, effects), expected, "{step:?} {fault:?} written: {written}");
-    assert!(!life.running.now().waits(), "{step:?}: nothing is waited for any more");
+    assert!(!server_run.running.now().waits(), "{step:?}: nothing is waited for any more");
     store.close().await;
 }
 
@@ -452,13 +452,13 @@ async fn waits(running: &Running) {
 async fn a_full_disk_is_waited_for_and_the_job_goes_on_from_where_it_was() {
     let (roomy, job, folder) = with_job().await;
     let store = Store::open_small(&folder.path().join("ferry.db"), Some(roomy.pages().await)).await;
-    let mut life = Life::new(Arc::default(), &store, job);
+    let mut server_run = ServerRun::new(Arc::default(), &store, job);
     // Full to the last byte: not even a short line fits.
     for length in [500, 50, 0] {
         while store.append(job, &[LogEntry::Note(JobText::Text { text: "x".repeat(length) })], 1).await.is_ok() {}
     }
-    let (running, world) = (life.running.clone(), life.world.clone());
-    let driving = drive(&store, job, &mut life, IMPATIENT);
+    let (running, world) = (server_run.running.clone(), server_run.world.clone());
+    let driving = drive(&store, job, &mut server_run, IMPATIENT);
     let freed = async {
         waits(&running).await;
         assert_eq!(
@@ -471,8 +471,8 @@ async fn a_full_disk_is_waited_for_and_the_job_goes_on_from_where_it_was() {
     let (phase, ()) = tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(driving, freed) })
         .await
         .expect("it goes on");
-    assert_eq!((phase, life.world().effects.clone()), (Phase::Succeeded, HashSet::from(Step::ALL)));
-    assert!(!life.running.now().waits());
+    assert_eq!((phase, server_run.world().effects.clone()), (Phase::Succeeded, HashSet::from(Step::ALL)));
+    assert!(!server_run.running.now().waits());
     store.close().await;
     roomy.close().await;
 }
@@ -480,18 +480,18 @@ async fn a_full_disk_is_waited_for_and_the_job_goes_on_from_where_it_was() {
 #[tokio::test]
 async fn a_busy_database_is_waited_for_and_the_job_goes_on_from_where_it_was() {
     let (store, job, _folder) = with_job().await;
-    let mut life = Life::new(Arc::default(), &store, job);
+    let mut server_run = ServerRun::new(Arc::default(), &store, job);
     let busy = store.occupy().await;
-    let running = life.running.clone();
+    let running = server_run.running.clone();
     let freed = async {
         waits(&running).await;
         drop(busy);
     };
-    let driving = drive(&store, job, &mut life, IMPATIENT);
+    let driving = drive(&store, job, &mut server_run, IMPATIENT);
     let (phase, ()) = tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(driving, freed) })
         .await
         .expect("it goes on");
-    assert_eq!((phase, life.world().effects.clone()), (Phase::Succeeded, HashSet::from(Step::ALL)));
+    assert_eq!((phase, server_run.world().effects.clone()), (Phase::Succeeded, HashSet::from(Step::ALL)));
     store.close().await;
 }
 

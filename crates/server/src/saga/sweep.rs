@@ -25,7 +25,7 @@ use super::{
     migrate::Migrate,
     models::{
         jobs,
-        site::lives,
+        site::run_of_server,
         world::{Fault, LiveModel, Model, OfflineModel, Server, Shared, lock, refused, report},
     },
     move_offline::MoveOffline,
@@ -217,9 +217,9 @@ async fn play(kind: JobKind, fails: bool, faults: Vec<(usize, Fault)>) -> (Phase
     let world: Shared<World> = Arc::new(Mutex::new(World::new(kind, fails, faults)));
     let job = jobs::job(kind, true);
     let phase = match kind {
-        JobKind::Live | JobKind::LiveVsm => lives(&world, &job, IMPATIENT, Migrate::new).await,
-        JobKind::Offline => lives(&world, &job, IMPATIENT, MoveOffline::new).await,
-        JobKind::Storage => lives(&world, &job, IMPATIENT, MoveStorage::new).await,
+        JobKind::Live | JobKind::LiveVsm => run_of_server(&world, &job, IMPATIENT, Migrate::new).await,
+        JobKind::Offline => run_of_server(&world, &job, IMPATIENT, MoveOffline::new).await,
+        JobKind::Storage => run_of_server(&world, &job, IMPATIENT, MoveStorage::new).await,
         JobKind::Several | JobKind::Drain => panic!("no job of one VM"),
     };
     let ended = std::mem::replace(&mut *lock(&world), World::new(kind, false, Vec::new()));

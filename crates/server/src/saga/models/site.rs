@@ -19,7 +19,7 @@ use super::{
         site::{Check, OtherAnswer, Site},
     },
     host::Host,
-    world::{Life, Model, Shared, lock, server_goes_on},
+    world::{Model, ServerRun, Shared, lock, server_goes_on},
 };
 use crate::{
     jobs::running::Running,
@@ -111,7 +111,7 @@ impl<M: Model> Site for ModelSite<M> {
 }
 
 /// Runs of the server, one after another, until the job has ended or waits for a human.
-pub(in super::super) async fn lives<M: Model, S: Saga>(
+pub(in super::super) async fn run_of_server<M: Model, S: Saga>(
     world: &Shared<M>,
     record: &JobRecord,
     patience: Patience,
@@ -120,11 +120,11 @@ pub(in super::super) async fn lives<M: Model, S: Saga>(
     let mut record = record.clone();
     loop {
         let running = Arc::new(Running::default());
-        let life = Life { cancelled: running.cancelled.clone(), ..Life::default() };
+        let run = ServerRun { cancelled: running.cancelled.clone(), ..ServerRun::default() };
         {
             let mut world = lock(world);
             let server = world.server();
-            server.life = life.clone();
+            server.run = run.clone();
             if newest_attempt(&server.log).iter().any(|event| matches!(event, LogEvent::CancelRequested { .. })) {
                 running.cancelled.cancel();
             }
@@ -136,8 +136,8 @@ pub(in super::super) async fn lives<M: Model, S: Saga>(
         let mut saga = saga(ModelSite(world.clone()), record.clone(), running).expect("its hosts and plan are there");
         tokio::select! {
             biased;
-            () = life.died.cancelled() => {}
-            () = life.waits.cancelled() => return phase(&lock(world).server().log),
+            () = run.died.cancelled() => {}
+            () = run.waits.cancelled() => return phase(&lock(world).server().log),
             phase = drive(&site, record.id, &mut saga, patience) => return phase,
         }
         lock(world).tick();

@@ -46,19 +46,19 @@ pub(in super::super) struct Server {
     pub(in super::super) reserved: bool,
     /// The plan as it was last stored, if it was.
     pub(in super::super) plan: Option<String>,
-    pub(in super::super) life: Life,
+    pub(in super::super) run: ServerRun,
 }
 
 impl Default for Server {
     fn default() -> Self {
         let log = vec![LogEvent::Accepted, LogEvent::Admitted, LogEvent::AttemptStarted { attempt: 1 }];
-        Self { log, reserved: false, plan: None, life: Life::default() }
+        Self { log, reserved: false, plan: None, run: ServerRun::default() }
     }
 }
 
 /// One run of the server, and the signals between it and the model.
 #[derive(Clone, Debug, Default)]
-pub(in super::super) struct Life {
+pub(in super::super) struct ServerRun {
     /// This run is over.
     pub(in super::super) died: CancellationToken,
     /// A user asked to cancel the job.
@@ -129,7 +129,7 @@ pub(super) async fn server_goes_on<M: Model>(world: &Shared<M>) {
 }
 
 pub(super) async fn die<M: Model, T>(world: &Shared<M>) -> T {
-    lock(world).server().life.died.cancel();
+    lock(world).server().run.died.cancel();
     std::future::pending().await
 }
 

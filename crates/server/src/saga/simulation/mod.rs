@@ -30,7 +30,7 @@ use super::{
     migrate::Migrate,
     models::{
         jobs,
-        site::{ModelSite, lives},
+        site::{ModelSite, run_of_server},
         world::{Model, lock},
     },
     move_offline::MoveOffline,
@@ -80,7 +80,7 @@ async fn judged<M: Model, S: Saga>(
 ) -> Option<Phase> {
     let world = Arc::new(Mutex::new(world));
     let record = jobs::job(kind(number), autostart);
-    let ended = lives(&world, &record, Patience::USUAL, saga).await;
+    let ended = run_of_server(&world, &record, Patience::USUAL, saga).await;
     let mut world = lock(&world);
     let whole = every_prefix_is_legal(&world.server().log).and_then(|()| judge(&world, ended));
     let has_ended = whole.unwrap_or_else(|error| panic!("move {number} {ended:?}: {error}"));

@@ -135,7 +135,7 @@ impl World {
                 if matches!(phase(&self.server.log), Phase::Preparing | Phase::Migrating) {
                     self.fate.note("a cancel");
                     self.server.log.push(LogEvent::CancelRequested { by: "admin".into() });
-                    self.server.life.cancelled.cancel();
+                    self.server.run.cancelled.cancel();
                 }
             }
         }
@@ -253,7 +253,7 @@ impl Model for World {
             self.go_on();
         }
         if self.taken_away && self.fate.is_late() {
-            self.server.life.waits.cancel();
+            self.server.run.waits.cancel();
         }
         self.check();
     }

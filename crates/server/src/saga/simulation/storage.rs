@@ -102,7 +102,7 @@ impl World {
                 if matches!(phase(&self.server.log), Phase::Preparing | Phase::Migrating) {
                     self.fate.note("a cancel");
                     self.server.log.push(LogEvent::CancelRequested { by: "admin".into() });
-                    self.server.life.cancelled.cancel();
+                    self.server.run.cancelled.cancel();
                 }
             }
         }

@@ -15,7 +15,7 @@ use crate::{files::incoming::IncomingImage, lock::lock};
 
 /// What is known about a file before it is read.
 pub(super) fn known_at_first(incoming_disk: &IncomingImage) -> Option<ImageContent> {
-    Some(match incoming_disk.life.partial() {
+    Some(match incoming_disk.lifecycle.partial() {
         None => ImageContent::Zeroes,
         Some(partial) => ImageContent::Partial { key: ContentKey(partial.key.0), data: None },
     })
@@ -106,7 +106,7 @@ mod tests {
     use ferry_core::{units::ByteCount, vm::DiskFormat};
 
     use super::*;
-    use crate::files::new_file::Life;
+    use crate::files::new_file::Lifecycle;
 
     #[test]
     fn an_export_is_the_disk_that_its_name_tells_or_the_only_one_of_its_size_and_never_one_at_its_place() {
@@ -115,7 +115,7 @@ mod tests {
             path: std::path::PathBuf::from("/x"),
             format: DiskFormat::Raw,
             virtual_size: ByteCount::mib(mib),
-            life: Life::Planned,
+            lifecycle: Lifecycle::Planned,
         };
         let incoming_disks = [
             incoming_disk("vda", 64),

@@ -31,7 +31,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 pub(super) async fn report_partial(index: u16, mut peer: Connection, shared: Arc<Shared>) {
     let place = usize::from(index);
     let Some(incoming_disk) = shared.incoming_disks.get(place).cloned() else { return };
-    let Some(partial) = incoming_disk.life.partial() else { return };
+    let Some(partial) = incoming_disk.lifecycle.partial() else { return };
     let (key, disk, begun) = (ContentKey(partial.key.0), incoming_disk.device.clone(), Instant::now());
     let (sender, mut pieces) = mpsc::channel(QUEUED_PIECES);
     let known = Arc::clone(&shared);

@@ -208,7 +208,7 @@ impl World {
     /// Lets a moment pass: libvirt advances, and something may break.
     fn go_by(&mut self) {
         self.fate.pass(&self.server);
-        if self.server.life.died.is_cancelled() {
+        if self.server.run.died.is_cancelled() {
             // The next run starts with nothing but the log.
             (self.reports, self.idle) = (0, 0);
         }
@@ -253,7 +253,7 @@ impl World {
         self.idle = if could_run && is_decided { self.idle + 1 } else { 0 };
         assert!(self.idle < IDLE_MAX, "it stands still, and nobody runs it: {}", self.story());
         if self.waits_for_a_human() {
-            self.server.life.waits.cancel();
+            self.server.run.waits.cancel();
         }
         self.is_one_vm();
     }
@@ -343,7 +343,7 @@ impl World {
                 let phase = phase(&self.server.log);
                 if matches!(phase, Phase::Preparing | Phase::Migrating) {
                     self.server.log.push(LogEvent::CancelRequested { by: "admin".into() });
-                    self.server.life.cancelled.cancel();
+                    self.server.run.cancelled.cancel();
                 }
             }
         }
