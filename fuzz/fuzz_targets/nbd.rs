@@ -142,8 +142,8 @@ impl Line {
         let replies = self.server.work(&served);
         let replies = self.through(false, &replies, cut).expect("a server that does nothing wrong");
         self.received.extend(replies);
-        let wanted = if command == READ { length } else { 0 };
-        assert_eq!(self.received.len(), 16 + wanted, "one reply, with what was asked for");
+        let requested = if command == READ { length } else { 0 };
+        assert_eq!(self.received.len(), 16 + requested, "one reply, with what was asked for");
         assert_eq!(self.received[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0], "it went well");
         assert_eq!(self.received[8..16], self.cookie.to_be_bytes());
         if command == READ {

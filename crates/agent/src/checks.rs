@@ -29,7 +29,7 @@ const PORTS_MAX: usize = 64;
 /// What a connection must be able to buffer for 1 Gb/s at 100 ms, or 10 Gb/s at 10 ms: twice the bytes in transit.
 const BUFFER_BYTES: u64 = 25_000_000;
 /// The recommended value: the next power of two, as such limits are usually written.
-const BUFFER_BYTES_WANTED: u64 = 32 << 20;
+const BUFFER_BYTES_NEEDED: u64 = 32 << 20;
 /// Connections of a single move with one disk: memory and disk, at both ends of a host that sends and receives.
 const CONNECTIONS_OF_A_MOVE: u64 = 4;
 /// `tcp_mem` counts pages; larger pages only increase the limit.
@@ -134,11 +134,11 @@ fn long_links(rmem: &str, wmem: &str, mem: &str) -> Check {
         return Check::Good(format!("TCP buffers are large enough for long links: {reached}"));
     }
     let mut lines = vec![
-        format!("net.ipv4.tcp_rmem = 4096 131072 {BUFFER_BYTES_WANTED}"),
-        format!("net.ipv4.tcp_wmem = 4096 16384 {BUFFER_BYTES_WANTED}"),
+        format!("net.ipv4.tcp_rmem = 4096 131072 {BUFFER_BYTES_NEEDED}"),
+        format!("net.ipv4.tcp_wmem = 4096 16384 {BUFFER_BYTES_NEEDED}"),
     ];
     if most < CONNECTIONS_OF_A_MOVE * BUFFER_BYTES {
-        let pages = CONNECTIONS_OF_A_MOVE * BUFFER_BYTES_WANTED / PAGE_BYTES;
+        let pages = CONNECTIONS_OF_A_MOVE * BUFFER_BYTES_NEEDED / PAGE_BYTES;
         lines.push(format!("net.ipv4.tcp_mem = {} {} {pages}", pages / 2, pages / 4 * 3));
     }
     Check::Odd(format!(

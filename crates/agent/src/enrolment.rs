@@ -74,8 +74,8 @@ impl Enrolment {
     /// `auth.enrolment` (403) for a wrong or used secret.
     pub fn enrol(&self, pin: Pin, request: &EnrolRequest) -> Result<(), AgentError> {
         let mut server = lock(&self.server);
-        let wanted = Server { host: request.host, pin };
-        if *server == Some(wanted) {
+        let requested = Server { host: request.host, pin };
+        if *server == Some(requested) {
             return Ok(());
         }
         self.check_secret(request)?;
@@ -83,10 +83,10 @@ impl Enrolment {
         let mut epoch = lock(&self.epoch);
         records::write_json(&self.epoch_path, &0)?;
         *epoch = 0;
-        records::write_json(&self.server_path, &wanted)?;
+        records::write_json(&self.server_path, &requested)?;
         records::remove(&self.secret_path)?;
-        *server = Some(wanted);
-        self.host.send_replace(Some(wanted.host));
+        *server = Some(requested);
+        self.host.send_replace(Some(requested.host));
         Ok(())
     }
 

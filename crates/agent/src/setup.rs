@@ -80,7 +80,7 @@ fn ensure_hook(config: &Config) -> anyhow::Result<bool> {
 }
 
 /// Running VMs continue while libvirt is restarted.
-fn restart_libvirt(wanted: bool) {
+fn restart_libvirt(restart: bool) {
     let systemctl = |arguments: &[&str]| Command::new("systemctl").args(arguments).output();
     let shown = systemctl(&["show", "--property=Id,LoadState,ActiveState", LIBVIRT_UNITS[0], LIBVIRT_UNITS[1]]);
     let shown = shown.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
@@ -90,7 +90,7 @@ fn restart_libvirt(wanted: bool) {
         return;
     }
     let names = if running.is_empty() { LIBVIRT_UNITS.join(" or ") } else { running.join(" and ") };
-    if !wanted || running.is_empty() {
+    if !restart || running.is_empty() {
         eprintln!("! restart {names} now, so that it reads both; running VMs go on");
         return;
     }

@@ -235,8 +235,8 @@ fn stale(what: &str) -> LockTrialError {
 
 /// A shared lock on one byte, held until the file is closed.
 fn lock(file: &File, byte: i64) -> Result<(), LockTrialError> {
-    let wanted = range(byte, libc::F_RDLCK);
-    match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&wanted)) {
+    let range = range(byte, libc::F_RDLCK);
+    match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&range)) {
         // On a file system without locks, QEMU continues without them as well.
         Ok(_) | Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP) => Ok(()),
         Err(error) => Err(LockTrialError::Fails(format!("QEMU's lock of byte {byte} is refused: {error}"))),
@@ -245,9 +245,9 @@ fn lock(file: &File, byte: i64) -> Result<(), LockTrialError> {
 
 /// Whether an exclusive lock on one byte is available, that is, no other process has a shared one.
 fn test(file: &File, byte: i64) -> Result<(), LockTrialError> {
-    let mut wanted = range(byte, libc::F_WRLCK);
-    match fcntl(file.as_fd(), FcntlArg::F_OFD_GETLK(&mut wanted)) {
-        Ok(_) if i32::from(wanted.l_type) == libc::F_UNLCK => Ok(()),
+    let mut range = range(byte, libc::F_WRLCK);
+    match fcntl(file.as_fd(), FcntlArg::F_OFD_GETLK(&mut range)) {
+        Ok(_) if i32::from(range.l_type) == libc::F_UNLCK => Ok(()),
         Ok(_) => Err(LockTrialError::Fails(format!(
             "QEMU would say \"Failed to get \"write\" lock\": byte {byte} stays locked although the source has closed the file"
         ))),

@@ -70,10 +70,10 @@ impl Pair {
     }
 
     /// The destination notices asynchronously that a channel has ended.
-    fn wait_for(&self, wanted: (Presence, Presence)) {
+    fn wait_for(&self, expected: (Presence, Presence)) {
         let end = Instant::now() + DEADLINE;
-        while self.presences() != wanted {
-            assert!(Instant::now() < end, "{:?} is not {wanted:?}", self.presences());
+        while self.presences() != expected {
+            assert!(Instant::now() < end, "{:?} is not {expected:?}", self.presences());
             thread::yield_now();
         }
         assert!(self.world.most_at_once(self.vm) <= 1);

@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     found::{DISKS_MAX, Found},
-    wanted::Wanted,
+    settings::Settings,
 };
 
 const SECTOR: usize = 4096;
@@ -37,15 +37,15 @@ fn fill(buffer: &mut Aligned, index: usize, sequence: u64) {
 }
 
 /// Starts a thread for each disk, so that a slow or blocked one does not delay the others.
-pub(crate) fn start(wanted: &Arc<Wanted>, found: &Arc<Found>) {
-    let disks = if wanted.disks.is_empty() { all() } else { wanted.disks.clone() };
+pub(crate) fn start(settings: &Arc<Settings>, found: &Arc<Found>) {
+    let disks = if settings.disks.is_empty() { all() } else { settings.disks.clone() };
     found.disks.store(disks.len().min(DISKS_MAX), Relaxed);
     if disks.is_empty() {
         println!("ticker: no disk");
     }
     for (number, device) in disks.into_iter().take(DISKS_MAX).enumerate() {
-        let (wanted, found) = (Arc::clone(wanted), Arc::clone(found));
-        thread::spawn(move || run(&device, number, &wanted, &found));
+        let (settings, found) = (Arc::clone(settings), Arc::clone(found));
+        thread::spawn(move || run(&device, number, &settings, &found));
     }
 }
 
@@ -56,21 +56,21 @@ fn all() -> Vec<PathBuf> {
 }
 
 /// Writes and verifies; returns only when the disk cannot be opened.
-fn run(device: &Path, number: usize, wanted: &Wanted, found: &Found) {
+fn run(device: &Path, number: usize, settings: &Settings, found: &Found) {
     // A path that is not a device is a file of the running system.
     let is_file = !device.starts_with("/dev");
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(is_file).custom_flags(libc::O_DIRECT);
     let opened = options.open(device);
     let disk = match opened {
-        Ok(file) => Disk { file, stride: (wanted.stride_kib.max(4) as u64) << 10, found },
+        Ok(file) => Disk { file, stride: (settings.stride_kib.max(4) as u64) << 10, found },
         Err(error) => {
             println!("ticker: no disk {}: {error}", device.display());
             return;
         }
     };
     let mut sequences = [0u64; SECTORS];
-    let pause = Duration::from_secs(1) / wanted.writes_per_s.max(1);
+    let pause = Duration::from_secs(1) / settings.writes_per_s.max(1);
     for (index, sequence) in sequences.iter_mut().enumerate() {
         disk.write(index, 1);
         *sequence = 1;

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{found::Found, restless, sys, wanted::Wanted};
+use crate::{found::Found, restless, settings::Settings, sys};
 
 /// UDP port of heartbeats and requests.
 const PORT: u16 = 7007;
@@ -17,8 +17,8 @@ const EVERY: Duration = Duration::from_millis(10);
 const READS_MAX: usize = 32;
 
 /// Sends heartbeats; never returns.
-pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
-    let [a, b, c, _] = wanted.ip.octets();
+pub(crate) fn run(settings: &Settings, found: &Found) -> ! {
+    let [a, b, c, _] = settings.ip.octets();
     let everyone = SocketAddrV4::new(Ipv4Addr::new(a, b, c, 255), PORT);
     let socket = loop {
         let opened = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).and_then(|socket| {
@@ -42,7 +42,7 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
         let beat = format!(
             "{{\"vm\":\"{}\",\"count\":{count},\"up_ms\":{},\"pages\":{},\"page_passes\":{},\"bad_pages\":{},\
              \"sectors\":{},\"sector_passes\":{},\"bad_sectors\":{},\"writes\":{},\"asked\":\"{asked}\"}}",
-            wanted.name,
+            settings.name,
             started.elapsed().as_millis(),
             found.pages.load(Relaxed),
             found.page_passes.load(Relaxed),
@@ -87,6 +87,6 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
                 }
             }
         }
-        thread::sleep(EVERY * wanted.slower);
+        thread::sleep(EVERY * settings.slower);
     }
 }

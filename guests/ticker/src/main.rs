@@ -19,13 +19,13 @@ mod heart;
 mod memory;
 mod restless;
 mod root;
+mod settings;
 mod sys;
-mod wanted;
 
 use std::{fs, sync::Arc, thread};
 
 use found::Found;
-use wanted::Wanted;
+use settings::Settings;
 
 fn main() {
     if std::env::args().nth(1).as_deref() == Some(restless::TOSS) {
@@ -36,18 +36,18 @@ fn main() {
     if std::process::id() == 1 {
         boot();
     }
-    let wanted = Arc::new(Wanted::from_command_line(&command_line()));
+    let settings = Arc::new(Settings::from_command_line(&command_line()));
     println!(
         "ticker: name={} memory_mib={} dirty_mib_per_s={}",
-        wanted.name, wanted.memory_mib, wanted.dirty_mib_per_s
+        settings.name, settings.memory_mib, settings.dirty_mib_per_s
     );
     sys::configure_network("lo", std::net::Ipv4Addr::LOCALHOST);
-    sys::configure_network("eth0", wanted.ip);
+    sys::configure_network("eth0", settings.ip);
     let found = Arc::new(Found::default());
-    let for_memory = (Arc::clone(&wanted), Arc::clone(&found));
+    let for_memory = (Arc::clone(&settings), Arc::clone(&found));
     thread::spawn(move || memory::run(&for_memory.0, &for_memory.1));
-    disk::start(&wanted, &found);
-    heart::run(&wanted, &found)
+    disk::start(&settings, &found);
+    heart::run(&settings, &found)
 }
 
 fn command_line() -> String {

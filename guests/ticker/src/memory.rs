@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{found::Found, wanted::Wanted};
+use crate::{found::Found, settings::Settings};
 
 const WORDS: usize = 512;
 /// A marker in every page, for which captures of the link are searched.
@@ -43,8 +43,8 @@ fn holds(page: &Page, index: usize, version: u64) -> bool {
 }
 
 /// Maintains the pages; never returns.
-pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
-    let count = (wanted.memory_mib << 20) / size_of::<Page>();
+pub(crate) fn run(settings: &Settings, found: &Found) -> ! {
+    let count = (settings.memory_mib << 20) / size_of::<Page>();
     let mut pages: Vec<Page> = vec![[0; WORDS]; count];
     // Stored separately, so that a page that reverted to an older version as a whole is detected as well.
     let mut versions = vec![1u64; count];
@@ -52,7 +52,7 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
         fill(page, index, 1);
     }
     println!("ticker: {count} pages are filled");
-    let per_second = (wanted.dirty_mib_per_s << 20) / size_of::<Page>() / wanted.slower as usize;
+    let per_second = (settings.dirty_mib_per_s << 20) / size_of::<Page>() / settings.slower as usize;
     let started = Instant::now();
     let (mut dirtied, mut next, mut verified) = (0usize, 0usize, 0usize);
     loop {
@@ -79,7 +79,7 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
                 found.page_passes.fetch_add(1, Relaxed);
             }
         }
-        thread::sleep(pause(begun.elapsed(), if found.hastens.load(Relaxed) { 1 } else { wanted.slower }));
+        thread::sleep(pause(begun.elapsed(), if found.hastens.load(Relaxed) { 1 } else { settings.slower }));
     }
 }
 

@@ -95,12 +95,12 @@ fn has_rule(text: &str, rule: &str) -> bool {
 }
 
 /// The wanted content of AppArmor's directory.
-struct Wanted {
+struct LocalRule {
     path: PathBuf,
     rule: String,
 }
 
-fn wanted(config: &Config) -> Result<Wanted, String> {
+fn expected(config: &Config) -> Result<LocalRule, String> {
     let dir = &config.apparmor_dir;
     let abstraction = dir.join(ABSTRACTION);
     let text = fs::read_to_string(&abstraction)
@@ -112,13 +112,13 @@ fn wanted(config: &Config) -> Result<Wanted, String> {
     let sessions = fs::canonicalize(&sessions).unwrap_or(sessions);
     let rule = rule(&sessions)
         .ok_or_else(|| format!("{} is no plain path: set run_dir in the agent's configuration", sessions.display()))?;
-    Ok(Wanted { path: place.path(dir), rule })
+    Ok(LocalRule { path: place.path(dir), rule })
 }
 
 /// `None` if the rule is present; otherwise what is missing.
 pub(crate) fn missing(config: &Config) -> Option<String> {
-    match wanted(config) {
-        Ok(Wanted { path, rule }) => {
+    match expected(config) {
+        Ok(LocalRule { path, rule }) => {
             let text = fs::read_to_string(&path).unwrap_or_default();
             (!has_rule(&text, &rule)).then(|| format!("{} does not hold `{rule}`", path.display()))
         }
@@ -128,7 +128,7 @@ pub(crate) fn missing(config: &Config) -> Option<String> {
 
 /// Writes the rule. Returns its path, and whether it was already there.
 pub(crate) fn write(config: &Config) -> anyhow::Result<(PathBuf, bool)> {
-    let Wanted { path, rule } = wanted(config).map_err(anyhow::Error::msg)?;
+    let LocalRule { path, rule } = expected(config).map_err(anyhow::Error::msg)?;
     let before = read(&path)?;
     if has_rule(&before, &rule) {
         return Ok((path, true));

@@ -80,12 +80,12 @@ fn escaped(path: &str) -> Option<String> {
 }
 
 /// The wanted module, and the path of the policy's modules.
-struct Wanted {
+struct PolicyModule {
     text: String,
     store: PathBuf,
 }
 
-fn wanted(config: &Config) -> Result<Wanted, String> {
+fn expected(config: &Config) -> Result<PolicyModule, String> {
     let text = fs::read_to_string(CONFIG).map_err(|error| format!("{CONFIG} cannot be read ({error})"))?;
     let policy = policy(&text).ok_or_else(|| format!("{CONFIG} names no policy"))?;
     let substitutions = format!("/etc/selinux/{policy}/contexts/files/file_contexts.subs_dist");
@@ -94,7 +94,7 @@ fn wanted(config: &Config) -> Result<Wanted, String> {
     let sessions = escaped(&substituted(&sessions, &substitutions))
         .ok_or_else(|| format!("{sessions} is no plain path: set run_dir in the agent's configuration"))?;
     let store = Path::new("/var/lib/selinux").join(policy).join(STORE).join(MODULE);
-    Ok(Wanted { text: module(&sessions), store })
+    Ok(PolicyModule { text: module(&sessions), store })
 }
 
 fn module_path(config: &Config) -> PathBuf {
@@ -103,12 +103,12 @@ fn module_path(config: &Config) -> PathBuf {
 
 /// `None` if the module is installed; otherwise what is missing.
 pub(crate) fn missing(config: &Config) -> Option<String> {
-    let wanted = match wanted(config) {
-        Ok(wanted) => wanted,
+    let module = match expected(config) {
+        Ok(module) => module,
         Err(reason) => return Some(reason),
     };
-    let installed = fs::read_to_string(module_path(config)).is_ok_and(|text| text == wanted.text);
-    (!installed || !wanted.store.exists()).then(|| format!("its policy has no module {MODULE} for this agent"))
+    let installed = fs::read_to_string(module_path(config)).is_ok_and(|text| text == module.text);
+    (!installed || !module.store.exists()).then(|| format!("its policy has no module {MODULE} for this agent"))
 }
 
 /// Installs the module, and labels existing folders. Returns what was done.
@@ -117,9 +117,9 @@ pub(crate) fn ensure(config: &Config) -> anyhow::Result<Option<String>> {
         return Ok(None);
     }
     if missing(config).is_some() {
-        let wanted = wanted(config).map_err(anyhow::Error::msg)?;
+        let module = expected(config).map_err(anyhow::Error::msg)?;
         let path = module_path(config);
-        fs::write(&path, wanted.text).with_context(|| format!("Could not write {}", path.display()))?;
+        fs::write(&path, module.text).with_context(|| format!("Could not write {}", path.display()))?;
         if let Err(error) = run(Command::new("semodule").arg("-i").arg(&path)) {
             // A module that is not installed must not look installed.
             let _ = fs::remove_file(&path);

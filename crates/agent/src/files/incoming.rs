@@ -71,10 +71,10 @@ impl IncomingImage {
 pub(crate) fn checked(
     storage: &HostStorage,
     vm: VmId,
-    wanted: &[IncomingDisk],
+    requested: &[IncomingDisk],
     partials: &PartialCopies,
 ) -> Result<Vec<IncomingImage>, AgentError> {
-    let (incoming_disks, needs) = placed(storage, vm, wanted, partials)?;
+    let (incoming_disks, needs) = placed(storage, vm, requested, partials)?;
     if !needs.missing(storage).iter().all(|(device, bytes)| partials.removable(vm, *device) >= *bytes) {
         needs.are_met(storage)?;
     }
@@ -88,11 +88,11 @@ pub(crate) fn checked(
 pub(crate) fn with_room(
     storage: &HostStorage,
     vm: VmId,
-    wanted: &[IncomingDisk],
+    requested: &[IncomingDisk],
     partials: &PartialCopies,
 ) -> Result<Vec<IncomingImage>, AgentError> {
-    let incoming_disks = checked(storage, vm, wanted, partials)?;
-    let missing = placed(storage, vm, wanted, partials)?.1.missing(storage);
+    let incoming_disks = checked(storage, vm, requested, partials)?;
+    let missing = placed(storage, vm, requested, partials)?.1.missing(storage);
     if missing.is_empty() {
         return Ok(incoming_disks);
     }
@@ -100,7 +100,7 @@ pub(crate) fn with_room(
         partials.make_room(vm, device, bytes);
     }
     // Ask the file system again whether there is enough space now.
-    let (incoming_disks, needs) = placed(storage, vm, wanted, partials)?;
+    let (incoming_disks, needs) = placed(storage, vm, requested, partials)?;
     needs.are_met(storage)?;
     Ok(incoming_disks)
 }
@@ -109,15 +109,15 @@ pub(crate) fn with_room(
 fn placed(
     storage: &HostStorage,
     vm: VmId,
-    wanted: &[IncomingDisk],
+    requested: &[IncomingDisk],
     partials: &PartialCopies,
 ) -> Result<(Vec<IncomingImage>, Needs), AgentError> {
-    if wanted.len() > DISKS_MAX {
+    if requested.len() > DISKS_MAX {
         return Err(AgentError::failed(format!("No VM has more than {DISKS_MAX} disks")));
     }
     let mut needs = Needs::default();
-    let mut incoming_disks: Vec<IncomingImage> = Vec::with_capacity(wanted.len());
-    for disk in wanted {
+    let mut incoming_disks: Vec<IncomingImage> = Vec::with_capacity(requested.len());
+    for disk in requested {
         let (device, path) = (disk.device.clone(), storage.path(&disk.device, &disk.to)?);
         let IncomingDisk { format, virtual_size, .. } = *disk;
         let incoming_disk = IncomingImage { device, path, format, virtual_size, lifecycle: Lifecycle::Planned };
@@ -191,7 +191,7 @@ mod tests {
             let names = std::fs::read_dir(folder.path()).expect("there").flatten().map(|entry| entry.file_name());
             names.filter(|name| name.to_string_lossy().ends_with(".ferry-seed")).count()
         };
-        let wanted = [IncomingDisk {
+        let requested = [IncomingDisk {
             device: "vda".into(),
             to: at("new.raw"),
             format: DiskFormat::Raw,
@@ -213,9 +213,9 @@ mod tests {
         let vm = VmId(Uuid::from_u128(9));
         for (reserved, fits) in [(Vec::new(), true), (vec![reserve(&at("other.raw"))], false)] {
             let storage = storage(reserved);
-            let found = checked(&storage, vm, &wanted, &partials).map(|incoming_disks| incoming_disks.len());
+            let found = checked(&storage, vm, &requested, &partials).map(|incoming_disks| incoming_disks.len());
             assert_eq!(found.is_ok(), fits, "{found:?}");
-            let made = with_room(&storage, vm, &wanted, &partials).map_err(|error| error.to_string());
+            let made = with_room(&storage, vm, &requested, &partials).map_err(|error| error.to_string());
             assert!(fits == made.is_ok() && (fits || made.is_err_and(|error| error.contains("job 7"))));
             assert_eq!(kept(), 1);
         }

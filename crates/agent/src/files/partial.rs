@@ -122,16 +122,16 @@ impl PartialCopies {
 
     /// Makes the partial copy of a disk its new file: renames it to that file's path, which must not exist. `None` if no
     /// copy fits; one of another format or size is removed. Blocks.
-    pub(crate) fn take(&self, vm: VmId, wanted: &NewFile<'_>) -> Option<PartialKey> {
-        let device = wanted.device;
+    pub(crate) fn take(&self, vm: VmId, requested: &NewFile<'_>) -> Option<PartialKey> {
+        let device = requested.device;
         let _claim = self.claim(vm, device)?;
         let record = self.record(vm, device)?;
-        if !record.is_of(wanted) || !record.is_whole().unwrap_or_default() {
+        if !record.is_of(requested) || !record.is_whole().unwrap_or_default() {
             self.remove(&record);
             return None;
         }
         // Fails across file systems and never replaces an existing file: the partial copy stays then.
-        if let Err(error) = file::rename_new(&record.path, wanted.path) {
+        if let Err(error) = file::rename_new(&record.path, requested.path) {
             info!(disk = device, error = %chain(&error), "An unfinished copy is not used");
             return None;
         }
@@ -143,9 +143,9 @@ impl PartialCopies {
     }
 
     /// The space occupied by the partial copy that would become a new file, if there is one: that much less is needed.
-    pub(crate) fn held(&self, vm: VmId, wanted: &NewFile<'_>) -> ByteCount {
-        let record = self.record(vm, wanted.device).filter(|record| record.is_of(wanted));
-        let device = wanted.path.parent().and_then(device_of);
+    pub(crate) fn held(&self, vm: VmId, requested: &NewFile<'_>) -> ByteCount {
+        let record = self.record(vm, requested.device).filter(|record| record.is_of(requested));
+        let device = requested.path.parent().and_then(device_of);
         let record = record.filter(|record| device.is_some() && device_of(&record.path) == device);
         record.and_then(|record| file::allocated(&record.path).ok()).unwrap_or_default()
     }
@@ -239,8 +239,8 @@ impl PartialCopies {
 }
 
 impl Record {
-    fn is_of(&self, wanted: &NewFile<'_>) -> bool {
-        (self.format, self.virtual_size) == (wanted.format, wanted.virtual_size)
+    fn is_of(&self, requested: &NewFile<'_>) -> bool {
+        (self.format, self.virtual_size) == (requested.format, requested.virtual_size)
     }
 
     /// Whether the file is an image of the disk's size. A shorter raw file, such as one not copied to its end, is

@@ -76,8 +76,8 @@ impl Registry {
         let incoming_disks = match request.disks.is_empty() {
             true => Vec::new(),
             false => {
-                let (partials, wanted) = (Arc::clone(&self.partials), request.disks.clone());
-                blocking(move || incoming::with_room(&storage, vm, &wanted, &partials)).await?
+                let (partials, requested) = (Arc::clone(&self.partials), request.disks.clone());
+                blocking(move || incoming::with_room(&storage, vm, &requested, &partials)).await?
             }
         };
         let mounted = mounts.iter().map(|mount| PathBuf::from(&mount.path));
@@ -178,8 +178,13 @@ impl Registry {
     ///
     /// # Errors
     /// What prevents it.
-    pub fn check_incoming(&self, storage: &HostStorage, vm: VmId, wanted: &[IncomingDisk]) -> Result<(), AgentError> {
-        incoming::checked(storage, vm, wanted, &self.partials).map(drop)
+    pub fn check_incoming(
+        &self,
+        storage: &HostStorage,
+        vm: VmId,
+        requested: &[IncomingDisk],
+    ) -> Result<(), AgentError> {
+        incoming::checked(storage, vm, requested, &self.partials).map(drop)
     }
 
     /// A copy that is given up is destroyed with its definition, so the VM must not have been here before.

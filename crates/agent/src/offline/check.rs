@@ -44,19 +44,19 @@ impl OfflineMoves {
     pub(super) fn checked(
         &self,
         vm: VmId,
-        wanted: &[OfflineFile],
+        requested: &[OfflineFile],
         absent: &[FileMove],
         storage: &HostStorage,
     ) -> Result<(Vec<IncomingFile>, Vec<PathBuf>), AgentError> {
-        if wanted.len() + absent.len() > FILES_MAX {
+        if requested.len() + absent.len() > FILES_MAX {
             return Err(AgentError::failed(format!("No VM has more than {FILES_MAX} files")));
         }
         if let Some(facts) = self.hypervisor.vm(vm)? {
             return Err(uuid_taken(vm, &facts.name));
         }
         let mut needs = Needs::default();
-        let mut incoming_files: Vec<IncomingFile> = Vec::with_capacity(wanted.len());
-        for file in wanted {
+        let mut incoming_files: Vec<IncomingFile> = Vec::with_capacity(requested.len());
+        for file in requested {
             let path = storage.path(&file.file.device, &file.file.to)?;
             let incoming_file = self.incoming(vm, file, &path)?;
             let still = match incoming_file.new_file(file) {

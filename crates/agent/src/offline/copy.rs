@@ -71,7 +71,7 @@ async fn take_file(
     page: &Arc<Move>,
 ) -> Result<(), AgentError> {
     let Task::Destination { request, incoming_files, .. } = page.journal().task else { return Ok(()) };
-    let (Some(wanted), Some(incoming_file)) = (request.files.get(index), incoming_files.get(index)) else {
+    let (Some(requested), Some(incoming_file)) = (request.files.get(index), incoming_files.get(index)) else {
         return Err(AgentError::failed(format!("File {index} came, and it is not expected")));
     };
     page.write(|journal| {
@@ -82,13 +82,13 @@ async fn take_file(
     let (form, meter) = (Form::of(peer.agreed().version), Arc::<FileMeter>::default());
     let taken = match incoming_file {
         IncomingFile::Adopted { path, .. } => {
-            compare(peer, form, open(path.clone(), false).await?, wanted.length.0, meter).await
+            compare(peer, form, open(path.clone(), false).await?, requested.length.0, meter).await
         }
         IncomingFile::Part { part, .. } => {
             // The previous version sends its definition last.
             let (making, moves) = (Arc::clone(page), Arc::clone(moves));
             blocking(move || parts::make_all(&making, &*moves.hypervisor, &moves.partials)).await?;
-            receive(peer, form, open(part.clone(), true).await?, wanted.length.0, meter).await
+            receive(peer, form, open(part.clone(), true).await?, requested.length.0, meter).await
         }
     };
     taken.map_err(|error| {

@@ -47,8 +47,8 @@ impl OfflineMoves {
         let page = match self.take_up(Attempt { job, generation, vm: request.vm }).await? {
             Some(known) => known,
             None => {
-                let (this, wanted) = (Arc::clone(&self), request.clone());
-                let checked = move || this.checked(wanted.vm, &wanted.files, &wanted.absent, &storage);
+                let (this, requested) = (Arc::clone(&self), request.clone());
+                let checked = move || this.checked(requested.vm, &requested.files, &requested.absent, &storage);
                 let (incoming_files, absent) = blocking(checked).await?;
                 let mounted = mounts.iter().map(|mount| PathBuf::from(&mount.path));
                 let files = incoming_files.iter().map(|file| file.path().to_owned()).chain(absent.iter().cloned());
@@ -58,7 +58,7 @@ impl OfflineMoves {
                 self.put(Journal { job, generation, task })?
             }
         };
-        let Task::Destination { incoming_files, absent, request: wanted, .. } = page.journal().task else {
+        let Task::Destination { incoming_files, absent, request: requested, .. } = page.journal().task else {
             return Err(AgentError::failed(format!("This host is the source of job {job}")));
         };
         if !page.is_busy() {
@@ -70,7 +70,7 @@ impl OfflineMoves {
         let address = lock(&page.address).clone().unwrap_or_default();
         let shown = |path: &Path| path.display().to_string();
         let is_adopted = |file: &IncomingFile| matches!(file, IncomingFile::Adopted { .. });
-        let adopted = wanted.files.iter().zip(&incoming_files).filter(|(_, file)| is_adopted(file));
+        let adopted = requested.files.iter().zip(&incoming_files).filter(|(_, file)| is_adopted(file));
         Ok(OfflineReady {
             address,
             mounts,

@@ -42,12 +42,12 @@ pub(super) fn checked(
     }
     let mut disks = Vec::with_capacity(request.disks.len());
     let mut needs = Needs::default();
-    for wanted in &request.disks {
-        let path = |place| storage.path(&wanted.device, place);
-        let disk = checked_disk(hypervisor, &facts, wanted, path(&wanted.from)?, path(&wanted.to)?)?;
+    for requested in &request.disks {
+        let path = |place| storage.path(&requested.device, place);
+        let disk = checked_disk(hypervisor, &facts, requested, path(&requested.from)?, path(&requested.to)?)?;
         // A disk that an earlier attempt moved already occupies its space.
         if !facts.files.iter().any(|file| file.device == disk.device && file.place == disk.to) {
-            needs.add(storage, &wanted.to, disk.allocated)?;
+            needs.add(storage, &requested.to, disk.allocated)?;
         }
         disks.push(disk);
     }
@@ -58,16 +58,16 @@ pub(super) fn checked(
 fn checked_disk(
     hypervisor: &dyn Hypervisor,
     facts: &VmFacts<PathBuf>,
-    wanted: &DiskMove,
+    requested: &DiskMove,
     from: PathBuf,
     to: PathBuf,
 ) -> Result<Disk, AgentError> {
-    let device = &wanted.device;
+    let device = &requested.device;
     let file = facts.files.iter().find(|file| file.device == *device);
     let in_use = file.map(|file| file.place.clone());
     let size = hypervisor.disk_size(facts.id, device)?;
     let chain = file.map_or(size.allocated, |file| chain_takes(file, size.allocated));
-    let allocated = copy_takes(size.virtual_size, chain, file.is_some_and(|file| is_thick(file, wanted)));
+    let allocated = copy_takes(size.virtual_size, chain, file.is_some_and(|file| is_thick(file, requested)));
     let disk = Disk {
         device: device.clone(),
         from,

@@ -143,9 +143,9 @@ pub(super) struct Journal {
 impl Journal {
     /// The new file of a disk.
     pub(super) fn new_file(&self, disk: usize) -> NewFile<'_> {
-        let (Disk { device, to: path, virtual_size, lifecycle, .. }, wanted) =
+        let (Disk { device, to: path, virtual_size, lifecycle, .. }, requested) =
             (&self.disks[disk], &self.request.disks[disk]);
-        let (format, virtual_size, lifecycle) = (wanted.format, *virtual_size, *lifecycle);
+        let (format, virtual_size, lifecycle) = (requested.format, *virtual_size, *lifecycle);
         NewFile { device, path, format, virtual_size, naming: Naming::Final, lifecycle }
     }
 }

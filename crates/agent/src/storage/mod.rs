@@ -245,11 +245,11 @@ impl Participant for StorageMoves {
             let disks = journal.disks.iter().zip(&journal.request.disks).zip(&report.disks);
             let coming = disks
                 .filter(|((disk, _), progress)| takes && disk.from != disk.to && progress.stage != DiskStage::Moved);
-            let one = |((disk, wanted), progress): ((&Disk, &DiskMove), &DiskProgress)| match wanted.to {
-                Location::Local { .. } => Reserved::new(journal.job, &wanted.to, &disk.to, disk.allocated),
+            let one = |((disk, requested), progress): ((&Disk, &DiskMove), &DiskProgress)| match requested.to {
+                Location::Local { .. } => Reserved::new(journal.job, &requested.to, &disk.to, disk.allocated),
                 Location::Share { .. } => {
                     let DiskProgress { copied, total, .. } = progress;
-                    Reserved::copied(journal.job, &wanted.to, disk.allocated, *copied, *total)
+                    Reserved::copied(journal.job, &requested.to, disk.allocated, *copied, *total)
                 }
             };
             coming.map(one).collect()

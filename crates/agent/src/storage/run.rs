@@ -315,14 +315,14 @@ impl Move {
                         journal.state = State::Copying { intent };
                     }
                 })?;
-                let (disk, wanted) = (&journal.disks[index], &journal.request.disks[index]);
+                let (disk, requested) = (&journal.disks[index], &journal.request.disks[index]);
                 let cap = journal.request.bandwidth_bytes_per_s;
                 let at_once = now.iter().filter(|now| **now != DiskNow::New).count();
                 self.hypervisor.copy_disk(&DiskCopyRequest {
                     vm: journal.request.vm,
                     device: disk.device.clone(),
                     to: disk.to.clone(),
-                    format: wanted.format,
+                    format: requested.format,
                     bandwidth_bytes_per_s: cap.map(|cap| share_of_cap(cap, at_once)),
                 })?;
                 begun[index] = true;

@@ -234,9 +234,9 @@ async fn what_can_only_fail_is_refused_before_a_file_is_made() {
 
     let mut files = lot.files();
     files[0].allocated = ByteCount::gib(11);
-    let wanted = CheckOffline { vm: lot.vm, files, absent: Vec::new() };
+    let requested = CheckOffline { vm: lot.vm, files, absent: Vec::new() };
     assert_eq!(
-        refusal(lot.destination().client.check(&Check::OfflineDestination(wanted)).await),
+        refusal(lot.destination().client.check(&Check::OfflineDestination(requested)).await),
         (409, FindingId::FileSpace)
     );
 }

@@ -40,7 +40,7 @@ pub enum Next {
 
 /// Decides what comes next. `disks` are the move's disks in order, each with whether this attempt began its copy.
 pub fn next(disks: &[(&str, bool, DiskNow)]) -> Next {
-    let first = |wanted: DiskNow| disks.iter().position(|(_, _, now)| *now == wanted);
+    let first = |state: DiskNow| disks.iter().position(|(_, _, now)| *now == state);
     for (device, begun, now) in disks {
         match (now, begun) {
             (DiskNow::Elsewhere, _) => {
@@ -112,7 +112,7 @@ mod tests {
                 _ => DiskNow::Elsewhere,
             };
             let disks: Vec<_> = states.iter().map(|(begun, number)| ("vda", *begun, now(*number))).collect();
-            let all = |wanted: &[DiskNow]| disks.iter().all(|(_, _, now)| wanted.contains(now));
+            let all = |state: &[DiskNow]| disks.iter().all(|(_, _, now)| state.contains(now));
             match next(&disks) {
                 Next::Pivot(index) => {
                     prop_assert!(all(&[DiskNow::Ready, DiskNow::New]));

@@ -203,11 +203,11 @@ fn keep_logs(lab: &Lab, folder: &Path) -> anyhow::Result<()> {
     keep_some(&lab.folder.join("samba-fs1/state"), &folder.join("samba"), |name| name == "log")
 }
 
-fn keep_some(from: &Path, to: &Path, wanted: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+fn keep_some(from: &Path, to: &Path, keeps: impl Fn(&str) -> bool) -> anyhow::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from).into_iter().flatten().flatten() {
         let kept = entry.metadata().is_ok_and(|data| data.is_file() && data.len() <= LOG_BYTES_MAX);
-        if kept && wanted(&entry.file_name().to_string_lossy()) {
+        if kept && keeps(&entry.file_name().to_string_lossy()) {
             fs::copy(entry.path(), to.join(entry.file_name()))?;
         }
     }

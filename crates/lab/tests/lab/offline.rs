@@ -151,10 +151,10 @@ fn a_guest_that_crashed_or_sleeps_has_a_process_and_is_neither_started_nor_moved
         fs::write(home.path(&format!("/run/{name}.xml")), xml).expect("written");
         home.virsh(&["define", &format!("/run/{name}.xml")]).expect("defined");
         home.virsh(&["start", name]).expect("started");
-        let shown = |wanted: VmState| {
-            let seen = wait_for(&format!("{name} is {wanted:?}"), SECONDS_30, || {
+        let shown = |requested: VmState| {
+            let seen = wait_for(&format!("{name} is {requested:?}"), SECONDS_30, || {
                 let seen: VmView = ferry.json(&["vm", "show", name]).ok()?;
-                (seen.facts.state == wanted).then_some(())
+                (seen.facts.state == requested).then_some(())
             });
             seen.unwrap_or_else(|error| panic!("{error:#}: {:?}", home.virsh(&["domstate", name, "--reason"])));
         };

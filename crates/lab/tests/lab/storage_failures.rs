@@ -91,10 +91,10 @@ fn a_cancelled_move_leaves_the_old_file_until_it_is_too_late() {
     let points = "agent-storage-ready=1*sleep(3000);agent-storage-pivot=1*sleep(3000)";
     let site = Site::up(vec![with_data(Place::Local)], TOGETHER_KIB, points).expect("a guest");
     let (old, new) = (site.disk("vda").expect("a disk"), format!("{LOCAL}/disk.qcow2"));
-    let wanted = format!("vda={LOCAL},format=qcow2");
+    let requested = format!("vda={LOCAL},format=qcow2");
     let cancel = |job: &JobView| site.ferry.ferry(&["job", "cancel", &job.id.to_string()]).expect("run");
 
-    let job = site.start_move(&["--disk", &wanted, "--bandwidth", "8"]).expect("accepted");
+    let job = site.start_move(&["--disk", &requested, "--bandwidth", "8"]).expect("accepted");
     let half = |job: &JobView| job.disks.first().is_some_and(|disk| is_copied(job, disk.total.0 / 2));
     site.wait_job(job.id, "half of it is copied", half).expect("it is");
     assert!(cancel(&job).ok());
@@ -103,7 +103,7 @@ fn a_cancelled_move_leaves_the_old_file_until_it_is_too_late() {
     assert_untouched(&site, &ended, &old, &new);
 
     // The copy is complete, and no disk is pivoted yet: the move can still be cancelled.
-    let job = site.start_move(&["--disk", &wanted]).expect("accepted");
+    let job = site.start_move(&["--disk", &requested]).expect("accepted");
     site.wait_job(job.id, "it is ready", |job| job.disks.first().is_some_and(|disk| disk.stage == DiskStage::Ready))
         .expect("it is");
     assert!(cancel(&job).ok());
@@ -112,7 +112,7 @@ fn a_cancelled_move_leaves_the_old_file_until_it_is_too_late() {
     assert_untouched(&site, &ended, &old, &new);
 
     // The disk is being pivoted: it is too late.
-    let job = site.start_move(&["--disk", &wanted]).expect("accepted");
+    let job = site.start_move(&["--disk", &requested]).expect("accepted");
     site.wait_written(job.id, "switching").expect("it is");
     let output = cancel(&job);
     let ended = site.wait_ended(job.id).expect("it ends");

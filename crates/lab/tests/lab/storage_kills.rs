@@ -44,8 +44,8 @@ impl MoveUnderTest {
     fn start(site: &Site) -> Self {
         let old = site.disk("vda").expect("a disk");
         let format = if old.ends_with(".raw") { "qcow2" } else { "raw" };
-        let wanted = format!("vda={LOCAL},format={format}");
-        let job = site.start_move(&["--disk", &wanted, "--bandwidth", "16"]).expect("accepted");
+        let requested = format!("vda={LOCAL},format={format}");
+        let job = site.start_move(&["--disk", &requested, "--bandwidth", "16"]).expect("accepted");
         Self { job, old, new: format!("{LOCAL}/disk.{format}") }
     }
 
@@ -151,8 +151,8 @@ impl Pair {
     fn start(site: &Site) -> Self {
         let old = ["vda", "vdb"].map(|device| site.disk(device).expect("a disk"));
         let format = if old[0].ends_with(".raw") { "qcow2" } else { "raw" };
-        let wanted = ["vda", "vdb"].map(|device| format!("{device}={LOCAL},format={format}"));
-        let job = site.start_move(&["--disk", &wanted[0], "--disk", &wanted[1]]).expect("accepted");
+        let requested = ["vda", "vdb"].map(|device| format!("{device}={LOCAL},format={format}"));
+        let job = site.start_move(&["--disk", &requested[0], "--disk", &requested[1]]).expect("accepted");
         Self { job, old, new: ["disk", "disk-vdb"].map(|name| format!("{LOCAL}/{name}.{format}")) }
     }
 

@@ -37,11 +37,11 @@ fn a_disk_goes_from_every_place_and_format_to_every_other() {
     for (from, to) in &pairs {
         let (place, format) = nodes[*to];
         let before = site.disk("vda").expect("a disk");
-        let wanted = format!("vda={place},format={}", format.name());
+        let requested = format!("vda={place},format={}", format.name());
         let owner = |path: &str| site.host().run(&["stat", "-c", "%u:%g", path]).expect("there");
         let owned = owner(&before);
         let (begun, writes) = (Instant::now(), site.writes().expect("heard"));
-        succeeded(&site, &site.start_move(&["--disk", &wanted]).expect("accepted"));
+        succeeded(&site, &site.start_move(&["--disk", &requested]).expect("accepted"));
         let wrote = site.writes().expect("heard") - writes;
         written += wrote;
         let path = site.disk("vda").expect("a disk");

@@ -41,8 +41,8 @@ pub(crate) async fn drain_host(
     let title = Title::DrainHost { host: reference.to_owned() };
     let found = |reference: &str| app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding));
     let host = found(reference)?;
-    let wanted = body.destination.as_deref().map(found).transpose()?;
-    if wanted.as_ref().is_some_and(|wanted| wanted.record.id == host.record.id) {
+    let requested = body.destination.as_deref().map(found).transpose()?;
+    if requested.as_ref().is_some_and(|requested| requested.record.id == host.record.id) {
         let message = Message::HostTakesOwn { host: host.name().to_owned() };
         return Err(super::invalid(&title, host.name(), message, ByHand::NameAnotherHost));
     }
@@ -61,7 +61,7 @@ pub(crate) async fn drain_host(
     let is_moved = |vm: &VmFacts| moving.iter().any(|job| job.job.vm == vm.id);
     let mut leaving = Vec::new();
     let promised = app.promised().await?;
-    let places = storage_places(app, &title, &host, wanted.as_deref(), body.storage.as_ref()).await?;
+    let places = storage_places(app, &title, &host, requested.as_deref(), body.storage.as_ref()).await?;
     let leaves = |vm: &&VmFacts| match vm.state {
         VmState::Running | VmState::Paused | VmState::Crashed | VmState::Suspended => !is_moved(vm),
         VmState::Incoming | VmState::ShutOff => false,
@@ -69,16 +69,16 @@ pub(crate) async fn drain_host(
     let to = |host: &Host| places.get(&host.record.id).cloned();
     for vm in vms.iter().filter(leaves) {
         let candidates = live::judge_all(&app.preflight, &host, vm, &promised, body.overcommit, to).await?;
-        let hosts = open_hosts(app, &candidates, wanted.as_deref());
+        let hosts = open_hosts(app, &candidates, requested.as_deref());
         if hosts.is_empty() {
             let candidates: Vec<Candidate> = candidates.into_iter().map(|(candidate, _)| candidate).collect();
-            stay.push(nowhere(&vm.name, &candidates, wanted.as_deref().map(Host::name), host.name()));
+            stay.push(nowhere(&vm.name, &candidates, requested.as_deref().map(Host::name), host.name()));
         } else {
             leaving.push((vm, hosts));
         }
     }
     let children = place(app, &host, leaving, &promised, body.overcommit, &mut stay, by);
-    let destination = wanted.map_or(HostName { id: HostId(Uuid::nil()), name: String::new() }, |host| host.named());
+    let destination = requested.map_or(HostName { id: HostId(Uuid::nil()), name: String::new() }, |host| host.named());
     let parent = parent(JobKind::Drain, host.named(), destination, &children, body.overcommit, by);
     accept_all(app, &title, NewJob { findings: stay, ..parent }, children).await
 }
@@ -105,7 +105,7 @@ async fn storage_places(
     app: &App,
     title: &Title,
     source: &Host,
-    wanted: Option<&Host>,
+    requested: Option<&Host>,
     storage: Option<&String>,
 ) -> Result<BTreeMap<HostId, Location>, Failure> {
     let Some(text) = storage else {
@@ -113,8 +113,8 @@ async fn storage_places(
         return Ok(locations.into_iter().filter_map(|(host, all)| Some((host, all.into_iter().next()?))).collect());
     };
     let shares = app.store.shares().await?;
-    if let Some(wanted) = wanted {
-        return Ok([(wanted.record.id, places::within_reach(title, wanted, &shares, text)?)].into());
+    if let Some(requested) = requested {
+        return Ok([(requested.record.id, places::within_reach(title, requested, &shares, text)?)].into());
     }
     let hosts: Vec<_> = app.inventory.hosts().into_iter().filter(|host| host.record.id != source.record.id).collect();
     // A host without such a place still receives VMs whose disks need none.
@@ -129,13 +129,13 @@ async fn storage_places(
 /// How a VM would move to a host: its migrated disks, and the findings.
 type How = (Vec<DiskMove>, Vec<Finding>);
 
-fn open_hosts(app: &App, candidates: &[(Candidate, Vec<DiskMove>)], wanted: Option<&Host>) -> BTreeMap<HostId, How> {
+fn open_hosts(app: &App, candidates: &[(Candidate, Vec<DiskMove>)], requested: Option<&Host>) -> BTreeMap<HostId, How> {
     let may = candidates.iter().filter(|(candidate, _)| candidate.kind.is_some());
     may.filter_map(|(candidate, migrated)| {
         let id = app.inventory.find(&candidate.host).ok()?.record.id;
         Some((id, (migrated.clone(), candidate.findings.clone())))
     })
-    .filter(|(id, _)| wanted.is_none_or(|wanted| wanted.record.id == *id))
+    .filter(|(id, _)| requested.is_none_or(|requested| requested.record.id == *id))
     .collect()
 }
 
@@ -189,9 +189,9 @@ fn beyond(app: &App, wishes: &[Leaving], chosen: &[Option<Chosen>], rooms: &[Roo
 }
 
 /// The finding that no host can receive a VM. Its fix lists everything to do for the host with the fewest problems.
-fn nowhere(vm: &str, candidates: &[Candidate], wanted: Option<&str>, source: &str) -> Finding {
-    let asked = |candidate: &&Candidate| match wanted {
-        Some(wanted) => candidate.host == wanted,
+fn nowhere(vm: &str, candidates: &[Candidate], requested: Option<&str>, source: &str) -> Finding {
+    let asked = |candidate: &&Candidate| match requested {
+        Some(requested) => candidate.host == requested,
         None => candidate.host != source,
     };
     let blocking = |candidate: &Candidate| -> Vec<Finding> {
@@ -259,7 +259,7 @@ mod tests {
         };
         let three = [candidate("kvm1", &[]), candidate("kvm2", &["a", "b", "c"]), candidate("kvm3", &["b", "a", "b"])];
         let two = [candidate("kvm1", &[]), candidate("kvm2", &["a", "b"]), candidate("kvm3", &["c"])];
-        for (candidates, wanted, message, fix) in [
+        for (candidates, requested, message, fix) in [
             (
                 &three[..],
                 None,
@@ -270,7 +270,7 @@ mod tests {
             (&two[..], None, "a is wrong; b is wrong; c is wrong", "So that it can go to kvm3: Mend c"),
             (&two[..1], None, "There is no other host", "Add another host with `ferry host add`"),
         ] {
-            let found = nowhere("web01", candidates, wanted, "kvm1");
+            let found = nowhere("web01", candidates, requested, "kvm1");
             assert_eq!(found.message.to_string(), message);
             assert_eq!(found.fix.to_string(), format!("{fix}; then `ferry host drain kvm1` again"));
         }

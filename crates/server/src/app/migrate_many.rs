@@ -29,7 +29,7 @@ use super::{
 use crate::{
     failure::Failure,
     inventory::Host,
-    preflight::{live, places::wanted, promised::Promised},
+    preflight::{live, places::requested, promised::Promised},
     store::{HostName, NewJob},
 };
 
@@ -54,9 +54,9 @@ pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -
         return Err(invalid(&title, "disks", Message::SeveralDisks, Action::MoveAlone));
     }
     let vms = find_all(app, &title, &body.vms)?;
-    let wanted = wanted(&app.store, &title, &destination, body.how.storage.as_ref(), &[]).await?;
+    let requested = requested(&app.store, &title, &destination, body.how.storage.as_ref(), &[]).await?;
     let (promised, overcommit) = (app.promised().await?, body.how.overcommit);
-    let checked = live::judge_several(&app.preflight, &vms, &destination, &wanted, &promised, overcommit).await?;
+    let checked = live::judge_several(&app.preflight, &vms, &destination, &requested, &promised, overcommit).await?;
     let (mut blocked, mut children) = (Vec::new(), Vec::new());
     for ((source, vm), checked) in vms.iter().zip(checked) {
         if any_blocks(&checked.findings) {

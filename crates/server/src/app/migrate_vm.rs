@@ -29,7 +29,7 @@ use crate::{
     plan::{Kept as _, live::LivePlan},
     preflight::{
         live::{self, MigratedDisks, Occasion},
-        places::wanted,
+        places::requested,
     },
     store::NewJob,
 };
@@ -56,11 +56,11 @@ pub(crate) async fn migrate_vm(
     let (source, vm) = app.inventory.find_vm(&title, reference)?;
     let destination = app.inventory.find(&body.destination).map_err(|finding| Failure::found(&title, finding))?;
     let moving = app.store.moving().await?.get(&vm.id).copied();
-    let wanted = wanted(&app.store, &title, &destination, body.storage.as_ref(), &body.disks).await?;
+    let requested = requested(&app.store, &title, &destination, body.storage.as_ref(), &body.disks).await?;
     let asked = live::ask_both(&app.preflight, vm.id, &source, &destination).await?;
     let promised = app.promised().await?.at(destination.record.id, vm.id);
     let memory = live::Memory { promised: &promised, overcommit: body.overcommit };
-    let (migrated, occasion) = (MigratedDisks::Wanted(&wanted), Occasion::Request(moving));
+    let (migrated, occasion) = (MigratedDisks::Requested(&requested), Occasion::Request(moving));
     let checked = live::judge(&app.preflight, vm.id, &asked, memory, migrated, occasion).await;
     if body.dry_run {
         return Ok(Moved::Tried(checked.candidate));

@@ -25,7 +25,7 @@ use crate::{
     plan::{Kept as _, offline::OfflinePlan},
     preflight::{
         offline::{What, check},
-        places::wanted,
+        places::requested,
     },
     store::NewJob,
 };
@@ -40,8 +40,8 @@ pub(super) async fn move_offline(
     let (source, vm) = app.inventory.find_vm(&title, reference)?;
     let destination = app.inventory.find(&body.destination).map_err(|finding| Failure::found(&title, finding))?;
     let moving = app.store.moving().await?.get(&vm.id).copied();
-    let wanted = wanted(&app.store, &title, &destination, body.storage.as_ref(), &body.disks).await?;
-    let checked = check(&app.preflight, vm.id, &source, &destination, What::Wanted(&wanted), moving).await?;
+    let requested = requested(&app.store, &title, &destination, body.storage.as_ref(), &body.disks).await?;
+    let checked = check(&app.preflight, vm.id, &source, &destination, What::Requested(&requested), moving).await?;
     if body.dry_run {
         return Ok(Moved::Tried(checked.candidate(&destination)));
     }

@@ -27,7 +27,7 @@ use crate::{
     inventory::Host,
     plan::{self, Kept as _},
     preflight::{
-        places::wanted,
+        places::requested,
         storage::{asked, planned},
     },
     store::NewJob,
@@ -43,8 +43,8 @@ pub(crate) async fn move_storage(
     let (host, _) = app.inventory.find_vm(&title, reference)?;
     app.inventory.refresh(&host).await;
     let (host, vm) = app.inventory.find_vm(&title, reference)?;
-    let wanted = wanted(&app.store, &title, &host, body.to.as_ref(), &body.disks).await?;
-    let Planned { moves: disks, mut findings } = planned(&app.inventory, &host, &vm, &wanted);
+    let requested = requested(&app.store, &title, &host, body.to.as_ref(), &body.disks).await?;
+    let Planned { moves: disks, mut findings } = planned(&app.inventory, &host, &vm, &requested);
     if let Some(job) = app.store.moving().await?.get(&vm.id) {
         findings.push(busy(&vm, *job));
     }

@@ -58,11 +58,11 @@ fn changes(job: &JobView, record: &JobRecord, shares: &[ShareRecord]) -> Vec<Str
     match record.job.kind {
         JobKind::Several | JobKind::Drain => {}
         JobKind::Storage => {
-            let wanted = Plan::of(record).map(Plan::disks).unwrap_or_default();
+            let requested = Plan::of(record).map(Plan::disks).unwrap_or_default();
             let moved = |disk: &&DiskMove| {
                 job.disks.iter().any(|view| view.device == disk.device && view.stage == DiskStage::Moved)
             };
-            changes.extend(wanted.iter().filter(moved).map(|disk| {
+            changes.extend(requested.iter().filter(moved).map(|disk| {
                 let (from, to) = (named(&disk.from, shares), named(&disk.to, shares));
                 format!("disk {} of VM {vm} on {source} moved from {from} to {to}", disk.device)
             }));

@@ -43,7 +43,7 @@ pub(crate) enum Occasion {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum MigratedDisks<'a> {
     /// What the request asks for: the disks are chosen by what the destination reaches now.
-    Wanted(&'a Requested),
+    Requested(&'a Requested),
     /// The disks that were chosen earlier.
     Decided(&'a [DiskMove]),
 }
@@ -76,8 +76,8 @@ pub(crate) async fn judge_all(
     let one = |destination: Arc<Host>| {
         let seen = destination.seen();
         let there = seen.side(&destination);
-        let wanted = Requested { all: storage(&destination), named: Vec::new() };
-        let planned = plan_live(vm, &wanted, destination.record.id, |place| reaches(&there, place));
+        let requested = Requested { all: storage(&destination), named: Vec::new() };
+        let planned = plan_live(vm, &requested, destination.record.id, |place| reaches(&there, place));
         let Assessment { kind, why, mut findings } = assess(&LiveFacts {
             vm,
             busy,
@@ -104,7 +104,7 @@ async fn ask(inventory: &Arc<Inventory>, host: &Arc<Host>, vm: VmId) -> Seen {
 }
 
 /// Both hosts of a move, and their answers.
-pub(crate) struct Asked<'a> {
+pub(crate) struct Request<'a> {
     source: (&'a Arc<Host>, Cow<'a, Seen>),
     destination: (&'a Arc<Host>, Cow<'a, Seen>),
     shares: Cow<'a, BTreeMap<ShareId, NamedShare>>,
@@ -116,11 +116,11 @@ pub(crate) async fn ask_both<'a>(
     vm: VmId,
     source: &'a Arc<Host>,
     destination: &'a Arc<Host>,
-) -> Result<Asked<'a>, StoreError> {
+) -> Result<Request<'a>, StoreError> {
     let inventory = &preflight.inventory;
     let (at_source, at_destination, shares) =
         tokio::join!(ask(inventory, source, vm), inventory.refresh(destination), preflight.shares());
-    Ok(Asked {
+    Ok(Request {
         source: (source, Cow::Owned(at_source)),
         destination: (destination, Cow::Owned(at_destination)),
         shares: Cow::Owned(shares?),
@@ -132,7 +132,7 @@ pub(crate) async fn judge_several(
     preflight: &Preflight,
     vms: &[(Arc<Host>, VmFacts)],
     destination: &Arc<Host>,
-    wanted: &Requested,
+    requested: &Requested,
     promised: &Promised,
     overcommit: bool,
 ) -> Result<Vec<Checked>, StoreError> {
@@ -149,14 +149,14 @@ pub(crate) async fn judge_several(
                 at_sources.entry(source.record.id).or_insert(seen)
             }
         };
-        let asked = Asked {
+        let asked = Request {
             source: (source, Cow::Borrowed(at_source)),
             destination: (destination, Cow::Borrowed(&at_destination)),
             shares: Cow::Borrowed(&shares),
         };
         let memory = Memory { promised: &promised.at(destination.record.id, vm.id), overcommit };
         let occasion = Occasion::OneOfSeveral(moving.get(&vm.id).copied());
-        checked.push(judge(preflight, vm.id, &asked, memory, MigratedDisks::Wanted(wanted), occasion).await);
+        checked.push(judge(preflight, vm.id, &asked, memory, MigratedDisks::Requested(requested), occasion).await);
     }
     Ok(checked)
 }
@@ -174,7 +174,7 @@ pub(crate) struct Memory<'a> {
 pub(crate) async fn judge(
     preflight: &Preflight,
     vm: VmId,
-    asked: &Asked<'_>,
+    asked: &Request<'_>,
     memory: Memory<'_>,
     migrated: MigratedDisks<'_>,
     occasion: Occasion,
@@ -185,13 +185,14 @@ pub(crate) async fn judge(
     };
     let there = at_destination.side(destination);
     let Planned { moves: migrated, findings: mut planned } = match migrated {
-        MigratedDisks::Wanted(wanted) => {
-            plan_live(facts, wanted, destination.record.id, |place| reaches(&there, place))
+        MigratedDisks::Requested(requested) => {
+            plan_live(facts, requested, destination.record.id, |place| reaches(&there, place))
         }
         MigratedDisks::Decided(disks) => Planned { moves: disks.to_vec(), findings: moved_meanwhile(facts, disks) },
     };
     planned.extend(used_by_others(&preflight.inventory, facts.id, &migrated));
-    let proofs = shares_of(facts).into_iter().filter(|share| uses(at_source, *share) && uses(at_destination, *share));
+    let identities =
+        shares_of(facts).into_iter().filter(|share| uses(at_source, *share) && uses(at_destination, *share));
     let prove = |share| async move {
         let identity = match occasion {
             Occasion::Request(_) => preflight.identity.prove(share, source, destination).await,
@@ -203,7 +204,7 @@ pub(crate) async fn judge(
     };
     let same_host = source.record.id == destination.record.id;
     let identity: BTreeMap<ShareId, ShareIdentity> =
-        if same_host { BTreeMap::new() } else { join_all(proofs.map(prove)).await.into_iter().collect() };
+        if same_host { BTreeMap::new() } else { join_all(identities.map(prove)).await.into_iter().collect() };
     let assessed = assess(&LiveFacts {
         vm: facts,
         busy: match occasion {
@@ -223,10 +224,10 @@ pub(crate) async fn judge(
     let mut why = assessed.why;
     if !migrated.is_empty() && !any_blocks(&findings) {
         match incoming_disks(source, vm, &migrated).await {
-            Ok(wanted) => {
-                let bytes = ByteCount(wanted.iter().map(|disk| disk.allocated.0).sum());
+            Ok(requested) => {
+                let bytes = ByteCount(requested.iter().map(|disk| disk.allocated.0).sum());
                 why = Message::WithBytes { moves: why.into(), bytes };
-                if let Err(error) = destination.agent.check(&Check::LiveDestination { vm, disks: wanted }).await {
+                if let Err(error) = destination.agent.check(&Check::LiveDestination { vm, disks: requested }).await {
                     findings.extend(findings_of(destination, &error));
                 }
             }

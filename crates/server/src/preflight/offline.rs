@@ -31,7 +31,7 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum What<'a> {
     /// What the request asks for: the files are chosen by what the destination reaches now.
-    Wanted(&'a Requested),
+    Requested(&'a Requested),
     /// The files that were chosen earlier.
     Decided(&'a [FileMove]),
 }
@@ -93,7 +93,7 @@ pub(crate) async fn check(
     };
     let there = at_destination.side(destination);
     let Planned { moves: mut files, mut findings } = match what {
-        What::Wanted(wanted) => plan_offline(&facts, wanted, |place| reaches(&there, place)),
+        What::Requested(requested) => plan_offline(&facts, requested, |place| reaches(&there, place)),
         What::Decided(files) => {
             let planned = plan_offline(&facts, &Requested::default(), |_| true);
             Planned { moves: files.to_vec(), findings: planned.findings }
@@ -113,12 +113,12 @@ pub(crate) async fn check(
     }
     let decided = matches!(what, What::Decided(_));
     findings.extend(used_by_others(inventory, &facts, &mut files, destination.name(), decided));
-    let proofs =
+    let identities =
         shares_of(&facts).into_iter().filter(|share| uses(&at_source, *share) && uses(&at_destination, *share));
     let prove = |share| async move { (share, preflight.identity.prove(share, source, destination).await) };
     let same_host = source.record.id == destination.record.id;
     let identity: BTreeMap<_, ShareIdentity> =
-        if same_host { BTreeMap::new() } else { join_all(proofs.map(prove)).await.into_iter().collect() };
+        if same_host { BTreeMap::new() } else { join_all(identities.map(prove)).await.into_iter().collect() };
     findings.extend(offline(&LiveFacts {
         vm: &facts,
         busy: moving,

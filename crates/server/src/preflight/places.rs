@@ -64,7 +64,7 @@ pub(crate) fn not_listed(title: &Title, host: &str, error: &ClientError) -> Fail
 }
 
 /// The locations that a request's places and disks denote on the host that will hold the files.
-pub(crate) async fn wanted(
+pub(crate) async fn requested(
     store: &Store,
     title: &Title,
     host: &Host,

@@ -16,8 +16,8 @@ use super::{findings_of, users::used_by_others};
 use crate::inventory::{Host, Inventory};
 
 /// Plans which disks of a VM go where, with the findings that are already known.
-pub(crate) fn planned(inventory: &Inventory, host: &Host, vm: &VmFacts, wanted: &Requested) -> Planned<DiskMove> {
-    let Planned { moves: disks, mut findings } = plan_storage(vm, wanted);
+pub(crate) fn planned(inventory: &Inventory, host: &Host, vm: &VmFacts, requested: &Requested) -> Planned<DiskMove> {
+    let Planned { moves: disks, mut findings } = plan_storage(vm, requested);
     findings.extend(used_by_others(inventory, vm.id, &disks));
     findings.extend(soft_shares(&host.seen().side(host), disks.iter().map(|disk| &disk.to)));
     Planned { moves: disks, findings }

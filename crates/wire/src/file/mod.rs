@@ -283,11 +283,11 @@ mod tests {
                 bytes
             };
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("built");
-            let wanted = make(&from);
-            let (source, destination) = (file(&wanted), file(&make(&existing)));
+            let content_at_source = make(&from);
+            let (source, destination) = (file(&content_at_source), file(&make(&existing)));
             let (_, one, other) = runtime.block_on(copy(form, &source, &destination, length as u64));
             one.and(other).expect("copied");
-            prop_assert!(content(&destination) == wanted);
+            prop_assert!(content(&destination) == content_at_source);
         }
 
         #[test]

@@ -41,7 +41,7 @@ pub(super) struct Destination {
     reply_held: Vec<u8>,
     groups: HashMap<u64, Group>,
     /// Requests to the server by cookie.
-    asked: HashMap<u64, Asked>,
+    asked: HashMap<u64, Pending>,
     /// The next number for a group or a cookie.
     next: u64,
 }
@@ -57,14 +57,14 @@ struct Group {
     error: u32,
 }
 
-struct Asked {
+struct Pending {
     group: u64,
-    of: Wanted,
+    of: ReplyUse,
 }
 
 /// What to do with the payload of a successful reply.
 #[derive(Clone, Copy)]
-enum Wanted {
+enum ReplyUse {
     /// There is no payload.
     Nothing,
     /// Pass this many bytes to the client.
@@ -188,11 +188,11 @@ impl Destination {
             PARTS => return Ok(RequestsAt::PartHead(Write { group, flags: request.flags, at: start, end })),
             WRITE => {
                 self.mark(start, end);
-                self.ask(group, request, Wanted::Nothing, out)?;
+                self.ask(group, request, ReplyUse::Nothing, out)?;
             }
             WRITE_ZEROES | TRIM if request.length > 0 => self.zero(group, request, out)?,
-            READ => self.ask(group, request, Wanted::Data(request.length), out)?,
-            _ => self.ask(group, request, Wanted::Nothing, out)?,
+            READ => self.ask(group, request, ReplyUse::Data(request.length), out)?,
+            _ => self.ask(group, request, ReplyUse::Nothing, out)?,
         }
         self.close(group, start, out)?;
         let left = if request.command == WRITE { u64::from(request.length) } else { 0 };
@@ -229,7 +229,7 @@ impl Destination {
                 }
                 // Data are not held back if there is nothing to join them with.
                 if self.joined.bytes.is_empty() && (end == write.end || !self.joined.has_room(whole)) {
-                    self.ask(write.group, request, Wanted::Nothing, out)?;
+                    self.ask(write.group, request, ReplyUse::Nothing, out)?;
                     return Ok(RequestsAt::Payload { left: whole, write: Some(write) });
                 }
                 if self.joined.bytes.is_empty() {
@@ -250,7 +250,7 @@ impl Destination {
         let length = u32::try_from(self.joined.bytes.len()).expect("at most a MiB is joined");
         if length > 0 {
             let request = Request { flags: write.flags, command: WRITE, cookie: 0, offset: self.joined.start, length };
-            self.ask(write.group, request, Wanted::Nothing, out)?;
+            self.ask(write.group, request, ReplyUse::Nothing, out)?;
             out.extend_from_slice(&self.joined.bytes);
             self.joined.bytes.clear();
             self.joined.zeroes = 0;
@@ -265,7 +265,7 @@ impl Destination {
         let hash = self.request_held.as_slice().try_into().expect("the hash is whole");
         self.request_held.clear();
         let read = Request { flags: 0, command: READ, cookie: 0, offset: write.at, length: BLOCK_BYTES as u32 };
-        self.ask(write.group, read, Wanted::Block { offset: write.at, expected: hash }, out)?;
+        self.ask(write.group, read, ReplyUse::Block { offset: write.at, expected: hash }, out)?;
         write.at = read.end();
         self.next_part(write, out)
     }
@@ -295,7 +295,7 @@ impl Destination {
         for (start, end) in self.left_of(&request) {
             spared -= end - start;
             let length = u32::try_from(end - start).expect("it lies within the request");
-            self.ask(group, Request { offset: start, length, ..request }, Wanted::Nothing, out)?;
+            self.ask(group, Request { offset: start, length, ..request }, ReplyUse::Nothing, out)?;
         }
         self.meter.elided.fetch_add(spared, Relaxed);
         Ok(())
@@ -307,13 +307,13 @@ impl Destination {
         }
     }
 
-    fn ask(&mut self, group: u64, request: Request, of: Wanted, out: &mut Vec<u8>) -> Result<(), NbdError> {
+    fn ask(&mut self, group: u64, request: Request, of: ReplyUse, out: &mut Vec<u8>) -> Result<(), NbdError> {
         if self.asked.len() >= ASKED_MAX {
             return Err(NbdError::TooManyParts(ASKED_MAX));
         }
         let cookie = self.number();
         self.groups.get_mut(&group).expect("an open group is kept").asked += 1;
-        self.asked.insert(cookie, Asked { group, of });
+        self.asked.insert(cookie, Pending { group, of });
         Request { cookie, ..request }.put(out);
         Ok(())
     }
@@ -330,7 +330,7 @@ impl Destination {
         let behind = self.handshake.export().size_bytes.saturating_sub(page);
         let length = if behind == 0 { PAGE_BYTES } else { behind.min(PAGE_BYTES) } as u32;
         let read = Request { flags: 0, command: READ, cookie: 0, offset: page, length };
-        self.ask(group, read, Wanted::Reply(length), out)
+        self.ask(group, read, ReplyUse::Reply(length), out)
     }
 
     fn number(&mut self) -> u64 {
@@ -341,23 +341,23 @@ impl Destination {
     fn reply(&mut self, out: &mut Vec<u8>) -> Result<(), NbdError> {
         let reply = Reply::decode(self.reply_held.as_slice().try_into().expect("the head is whole"))?;
         self.reply_held.clear();
-        let Asked { group, of } = self.asked.remove(&reply.cookie).ok_or(NbdError::UnknownReply)?;
+        let Pending { group, of } = self.asked.remove(&reply.cookie).ok_or(NbdError::UnknownReply)?;
         let is_good = reply.error == 0;
         match of {
-            Wanted::Data(length) => {
+            ReplyUse::Data(length) => {
                 self.answered(group, reply.error, out);
                 if is_good && length > 0 {
                     self.replies = RepliesAt::Data { left: u64::from(length) };
                 }
             }
-            Wanted::Reply(length) if is_good => {
+            ReplyUse::Reply(length) if is_good => {
                 self.replies = RepliesAt::Dropped { left: u64::from(length), group };
             }
-            Wanted::Block { offset, expected } if is_good => {
+            ReplyUse::Block { offset, expected } if is_good => {
                 let hasher = Box::new(self.hashing.ok_or(NbdError::Parts("a block for no seed"))?.hasher());
                 self.replies = RepliesAt::Block { left: BLOCK_BYTES, group, hasher, offset, expected };
             }
-            Wanted::Nothing | Wanted::Reply(_) | Wanted::Block { .. } => self.answered(group, reply.error, out),
+            ReplyUse::Nothing | ReplyUse::Reply(_) | ReplyUse::Block { .. } => self.answered(group, reply.error, out),
         }
         Ok(())
     }

@@ -106,9 +106,9 @@ impl Written {
                 }
                 Some(Chunk::Some(bits)) => bits[inside as usize / 64],
             };
-            let wanted = (if is_written { word } else { !word }) >> (page % 64);
-            if wanted != 0 {
-                return end.min(page + u64::from(wanted.trailing_zeros()));
+            let matching = (if is_written { word } else { !word }) >> (page % 64);
+            if matching != 0 {
+                return end.min(page + u64::from(matching.trailing_zeros()));
             }
             page = (page / 64 + 1) * 64;
         }

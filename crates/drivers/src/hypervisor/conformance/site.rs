@@ -69,12 +69,12 @@ impl Watched {
         self.events.0.lock().expect("no thread panicked").clear();
     }
 
-    pub(super) fn wait(&self, what: &str, wanted: impl Fn(DomainEvent) -> bool) {
+    pub(super) fn wait(&self, what: &str, expected: impl Fn(DomainEvent) -> bool) {
         let events = self.events.0.lock().expect("no thread panicked");
         let (events, timeout) = self
             .events
             .1
-            .wait_timeout_while(events, DEADLINE, |events| !events.iter().copied().any(&wanted))
+            .wait_timeout_while(events, DEADLINE, |events| !events.iter().copied().any(&expected))
             .expect("no thread panicked");
         assert!(!timeout.timed_out(), "{what}; events: {events:?}");
     }

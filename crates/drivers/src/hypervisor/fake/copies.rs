@@ -43,14 +43,14 @@ impl Copy {
         let end = (self.copied + bytes).min(self.total);
         let mut block = vec![0; 1 << 16];
         while self.copied < end {
-            let wanted = block.len().min((end - self.copied) as usize);
-            let block = &mut block[..wanted];
+            let count = block.len().min((end - self.copied) as usize);
+            let block = &mut block[..count];
             from.read_exact_at(block, self.copied)?;
             // Keeps holes.
             if block.iter().any(|byte| *byte != 0) {
                 to.write_all_at(block, self.copied)?;
             }
-            self.copied += wanted as u64;
+            self.copied += count as u64;
         }
         Ok(())
     }

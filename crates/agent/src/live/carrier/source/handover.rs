@@ -260,8 +260,8 @@ pub(in crate::live) async fn run_again(hypervisor: Arc<dyn Hypervisor>, vm: VmId
 /// N` or `reply N`. `before` and `after` count messages without and with those about to pass.
 fn cut_here(direction: &str, before: u32, after: u32) -> Result<(), String> {
     fail::fail_point!("cut-rpc", |file| {
-        let wanted = file.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
-        let number = wanted.trim().strip_prefix(direction).and_then(|number| number.trim().parse().ok());
+        let requested = file.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        let number = requested.trim().strip_prefix(direction).and_then(|number| number.trim().parse().ok());
         match number {
             Some(number) if before < number && number <= after => {
                 Err(format!("a test cut the channel before {direction} {number}"))

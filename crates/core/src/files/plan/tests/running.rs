@@ -15,8 +15,8 @@ const NOTHING: Planned = Planned { moves: Vec::new(), findings: Vec::new() };
 #[test]
 fn disks_get_files_of_their_names_and_never_the_same() {
     let vm = vm(vec![disk("vda", "/a/web01.raw"), disk("vdb", "/b/web01.img"), disk("vdc", "/b/data")]);
-    let to = |wanted: &Requested| -> Vec<Location> {
-        plan_storage(&vm, wanted).moves.into_iter().map(|disk| disk.to).collect()
+    let to = |requested: &Requested| -> Vec<Location> {
+        plan_storage(&vm, requested).moves.into_iter().map(|disk| disk.to).collect()
     };
     let all = to(&all_to(local("/new/")));
     assert_eq!(all, [local("/new/web01.raw"), local("/new/web01-vdb.raw"), local("/new/data.raw")]);
@@ -78,7 +78,7 @@ fn every_file_moves_or_is_told_to_stay() {
 fn what_makes_no_sense_is_refused() {
     let two = || vm(vec![disk("vda", "/a/x.raw"), disk("vdb", "/a/x.raw")]);
     let named = |device: &str, to: Option<Location>| Requested { all: None, named: vec![(device.into(), to, None)] };
-    for (vm, wanted, id) in [
+    for (vm, requested, id) in [
         (VmFacts { state: VmState::ShutOff, ..two() }, named("vda", Some(local("/n"))), FindingId::VmNotRunning),
         (VmFacts { state: VmState::Crashed, ..two() }, named("vda", Some(local("/n"))), FindingId::VmCrashed),
         (VmFacts { state: VmState::Suspended, ..two() }, named("vda", Some(local("/n"))), FindingId::VmSuspended),
@@ -92,7 +92,7 @@ fn what_makes_no_sense_is_refused() {
             FindingId::FileExists,
         ),
     ] {
-        let findings = plan_storage(&vm, &wanted).findings;
+        let findings = plan_storage(&vm, &requested).findings;
         let blocks: Vec<_> = findings.iter().filter(|finding| finding.severity == Severity::Blocks).collect();
         assert!(blocks.iter().any(|finding| finding.id == id), "{id}: {findings:?}");
     }
@@ -128,8 +128,8 @@ fn every_file_moves_along_or_is_told_why_not() {
     ];
     for (row, file, to, moves, found) in rows {
         let vm = vm(vec![file]);
-        let wanted = Requested { all: None, named: vec![("vda".into(), to.clone(), None)] };
-        let named = plan_live(&vm, &wanted, THERE, |_| true);
+        let requested = Requested { all: None, named: vec![("vda".into(), to.clone(), None)] };
+        let named = plan_live(&vm, &requested, THERE, |_| true);
         assert_eq!(named.moves.len(), usize::from(moves), "{row}");
         let ids: Vec<_> = named.findings.iter().map(|finding| (finding.id, finding.severity)).collect();
         assert_eq!(ids, found.into_iter().collect::<Vec<_>>(), "{row}");
@@ -158,15 +158,15 @@ fn uefi_variables_go_where_libvirt_has_them_or_beside_the_disks() {
         ..disk("vda", "")
     };
     let there = |path: &str| Location::Local { host: THERE, path: path.into() };
-    let to = |files: Vec<VmFile>, wanted: &Requested| {
-        let planned = plan_live(&vm(files), wanted, THERE, |place| matches!(place, Location::Share { .. }));
-        assert_eq!(planned.findings, [], "{wanted:?}");
+    let to = |files: Vec<VmFile>, requested: &Requested| {
+        let planned = plan_live(&vm(files), requested, THERE, |place| matches!(place, Location::Share { .. }));
+        assert_eq!(planned.findings, [], "{requested:?}");
         planned.moves.into_iter().find(|disk| disk.device == "nvram").map(|disk| disk.to)
     };
     let own = "/var/lib/libvirt/qemu/nvram/web01_VARS.fd";
     let named = |place: Location| Requested { all: None, named: vec![("nvram".into(), Some(place), None)] };
     let disks = Requested { all: None, named: vec![("vda".into(), Some(there("/n/x.raw")), None)] };
-    for (row, files, wanted, expected) in [
+    for (row, files, requested, expected) in [
         ("libvirt's", vec![nvram(local(own))], Requested::default(), Some(there(own))),
         ("libvirt's, disks elsewhere", vec![nvram(local(own))], all_to(there("/n")), Some(there(own))),
         ("its own", vec![nvram(local("/v/vars.fd"))], all_to(there("/n")), Some(there("/n/vars.fd"))),
@@ -176,7 +176,7 @@ fn uefi_variables_go_where_libvirt_has_them_or_beside_the_disks() {
         ("named, a folder", vec![nvram(local(own))], named(there("/m")), Some(there("/m/web01_VARS.fd"))),
         ("named, a file", vec![nvram(share("vars.fd"))], named(there("/m/v.fd")), Some(there("/m/v.fd"))),
     ] {
-        assert_eq!(to(files, &wanted), expected, "{row}");
+        assert_eq!(to(files, &requested), expected, "{row}");
     }
     assert!(
         !is_libvirts_nvram("/var/lib/libvirt/qemu/nvram/../x") && !is_libvirts_nvram("/var/lib/libvirt/qemu/nvram/a/b")

@@ -39,8 +39,8 @@ fn every_file_that_is_not_reached_moves_under_a_name_of_its_own() {
 #[test]
 fn a_named_file_goes_where_it_is_named() {
     let share = share("x/y.raw");
-    let wanted = Requested { all: None, named: vec![("vdb".into(), Some(share.clone()), None)] };
-    let planned = plan_offline(&vm(), &wanted, |_| true);
+    let requested = Requested { all: None, named: vec![("vdb".into(), Some(share.clone()), None)] };
+    let planned = plan_offline(&vm(), &requested, |_| true);
     assert_eq!(planned.moves.iter().map(|file| (&*file.device, &file.to)).collect::<Vec<_>>(), [("vdb", &share)]);
 }
 
@@ -99,21 +99,21 @@ fn what_cannot_move_is_refused() {
         ("data file", |vm, _| vm.files[1].features = vec![DiskFeature::DataFile], FindingId::DiskOdd),
         (
             "a name of another format",
-            |_, wanted| wanted.named.push(("vda".into(), Some(local("/n/x.qcow2")), None)),
+            |_, requested| requested.named.push(("vda".into(), Some(local("/n/x.qcow2")), None)),
             FindingId::FilePlace,
         ),
         ("twice", |vm, _| vm.files[1].place = vm.files[0].place.clone(), FindingId::DiskTwice),
-        ("no place", |_, wanted| wanted.all = None, FindingId::FilePlace),
+        ("no place", |_, requested| requested.all = None, FindingId::FilePlace),
         (
             "another format",
-            |_, wanted| wanted.named.push(("vda".into(), None, Some(DiskFormat::Qcow2))),
+            |_, requested| requested.named.push(("vda".into(), None, Some(DiskFormat::Qcow2))),
             FindingId::FilePlace,
         ),
     ];
     for (row, spoil, id) in rows {
-        let (mut vm, mut wanted) = (vm(), all_to(local("/n")));
-        spoil(&mut vm, &mut wanted);
-        let planned = plan_offline(&vm, &wanted, |_| false);
+        let (mut vm, mut requested) = (vm(), all_to(local("/n")));
+        spoil(&mut vm, &mut requested);
+        let planned = plan_offline(&vm, &requested, |_| false);
         assert!(crate::finding::any_blocks(&planned.findings), "{row}");
         assert!(planned.findings.iter().all(|finding| finding.id == id), "{row}: {:?}", planned.findings);
     }

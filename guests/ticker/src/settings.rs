@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// The options, with defaults for those that are not given.
-pub(crate) struct Wanted {
+pub(crate) struct Settings {
     pub(crate) name: String,
     pub(crate) ip: std::net::Ipv4Addr,
     pub(crate) memory_mib: usize,
@@ -16,7 +16,7 @@ pub(crate) struct Wanted {
     pub(crate) disks: Vec<PathBuf>,
 }
 
-impl Wanted {
+impl Settings {
     pub(crate) fn from_command_line(line: &str) -> Self {
         let value = |key: &str| {
             line.split_whitespace().find_map(|word| word.strip_prefix("ticker.")?.strip_prefix(key)?.strip_prefix('='))
