@@ -36,9 +36,9 @@ use crate::{
 };
 
 /// All must be well within this time after the last fault.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const SETTLE_WITHIN: Duration = Duration::from_secs(90);
 /// The effect of a sabotage is permanent, so the harness waits no longer than an undisturbed move takes.
-pub const PATIENCE_WITH_SABOTAGE: Duration = Duration::from_secs(15);
+pub const SETTLE_WITHIN_SABOTAGED: Duration = Duration::from_secs(15);
 /// How long the first move may take to be accepted, and its guest to fall silent. A plain move takes several seconds.
 const ACCEPT_DEADLINE: Duration = Duration::from_secs(10);
 const HAND_OVER_DEADLINE: Duration = Duration::from_secs(8);
@@ -54,7 +54,7 @@ const START_DEADLINE: Duration = Duration::from_secs(90);
 const AFTERWARDS: Duration = Duration::from_millis(1_500);
 /// Waiting time while a host is down, because some jobs cannot end and a guest that the host had cannot return. The
 /// same applies to a guest that was shut off by an act.
-const AWAY_PATIENCE: Duration = Duration::from_secs(12);
+const RETURN_WITHIN: Duration = Duration::from_secs(12);
 /// How long a guest may take to run again after its source's libvirtd, which was killed in the hand-over, was
 /// restarted.
 const RUNS_WITHIN: Duration = Duration::from_secs(30);
@@ -177,8 +177,8 @@ impl Round<'_> {
             self.jobs.extend(output.job);
             refused.extend(output.refusal);
         }
-        let patience = if deed == Deed::Fault { PATIENCE } else { PATIENCE_WITH_SABOTAGE };
-        let excuses = self.settle(now(), patience)?;
+        let within = if deed == Deed::Fault { SETTLE_WITHIN } else { SETTLE_WITHIN_SABOTAGED };
+        let excuses = self.settle(now(), within)?;
         let mut cases = self.judge(&excuses);
         if cases.is_empty() {
             cases = self.judge_afterwards(&excuses)?;
@@ -314,8 +314,8 @@ impl Round<'_> {
 
     /// Waits until every guest is well and every job has ended, or until no more can be expected, and a little longer.
     /// Returns the guests that may be silent, with the reason.
-    fn settle(&mut self, calm: Duration, patience: Duration) -> anyhow::Result<BTreeMap<String, String>> {
-        let until = calm + patience;
+    fn settle(&mut self, calm: Duration, within: Duration) -> anyhow::Result<BTreeMap<String, String>> {
+        let until = calm + within;
         loop {
             self.ask_jobs();
             let excuses = self.excuses();
@@ -324,7 +324,7 @@ impl Round<'_> {
                 self.stage.guests.iter().map(|guest| guest.name.as_str()).filter(|name| !is_well(name)).collect();
             let all_is_well = unwell.is_empty() && self.all_ended();
             let gone_at = self.death.as_ref().map(|death| death.at).or(self.act.as_ref().map(|act| act.done));
-            let none_can_return = gone_at.is_some_and(|at| now() > at + AWAY_PATIENCE)
+            let none_can_return = gone_at.is_some_and(|at| now() > at + RETURN_WITHIN)
                 && unwell.iter().all(|name| excuses.contains_key(*name))
                 && self.jobs.iter().all(|job| judge::of_job(job, self.answers).is_none());
             if all_is_well || none_can_return || now() > until {
@@ -464,7 +464,7 @@ impl Round<'_> {
     ) -> anyhow::Result<()> {
         let place = self.stage.host_index(&death.host)?;
         self.stage.boot_again(place).with_context(|| format!("{} does not come back", death.host))?;
-        let ended = wait_for("every job ends", PATIENCE, || {
+        let ended = wait_for("every job ends", SETTLE_WITHIN, || {
             self.ask_jobs();
             self.all_ended().then_some(())
         });

@@ -38,9 +38,9 @@ impl GuestAgent {
         Self { socket: socket.to_owned(), connection: Mutex::new(None) }
     }
 
-    /// Whether it answers within `patience`.
-    pub fn answers(&self, patience: Duration) -> bool {
-        self.ask_within(&json!({"execute": "guest-ping"}), patience).is_ok()
+    /// Whether it answers within `within`.
+    pub fn answers(&self, within: Duration) -> bool {
+        self.ask_within(&json!({"execute": "guest-ping"}), within).is_ok()
     }
 
     /// Runs a shell script to its end.
@@ -79,14 +79,14 @@ impl GuestAgent {
         self.ask_within(question, ANSWER_WITHIN)
     }
 
-    fn ask_within(&self, question: &Value, patience: Duration) -> anyhow::Result<Value> {
+    fn ask_within(&self, question: &Value, within: Duration) -> anyhow::Result<Value> {
         let mut connection = self.connection.lock().expect("no thread panicked");
         let mut stream = match connection.take() {
             Some(stream) => stream,
-            None => connect(&self.socket, patience)?,
+            None => connect(&self.socket, within)?,
         };
         // A connection is not used again after an error: a late answer would be taken for the next one.
-        let answer = exchange(&mut stream, question, patience)?;
+        let answer = exchange(&mut stream, question, within)?;
         *connection = Some(stream);
         if let Some(error) = answer.get("error") {
             bail!("The guest agent refused {question}: {error}");
@@ -96,14 +96,14 @@ impl GuestAgent {
 }
 
 /// Connects, and skips answers of the agent to an earlier connection.
-fn connect(socket: &Path, patience: Duration) -> anyhow::Result<BufReader<UnixStream>> {
+fn connect(socket: &Path, within: Duration) -> anyhow::Result<BufReader<UnixStream>> {
     let stream = UnixStream::connect(socket).with_context(|| format!("Could not connect to {}", socket.display()))?;
-    stream.set_read_timeout(Some(patience))?;
+    stream.set_read_timeout(Some(within))?;
     let mut stream = BufReader::new(stream);
     let number = std::process::id();
     let sync = json!({"execute": "guest-sync-delimited", "arguments": {"id": number}});
     writeln!(stream.get_mut(), "{sync}")?;
-    let until = Instant::now() + patience;
+    let until = Instant::now() + within;
     loop {
         let mut before = Vec::new();
         stream.read_until(SYNC_MARK, &mut before).context("The guest agent does not answer")?;
@@ -117,8 +117,8 @@ fn connect(socket: &Path, patience: Duration) -> anyhow::Result<BufReader<UnixSt
     }
 }
 
-fn exchange(stream: &mut BufReader<UnixStream>, question: &Value, patience: Duration) -> anyhow::Result<Value> {
-    stream.get_ref().set_read_timeout(Some(patience))?;
+fn exchange(stream: &mut BufReader<UnixStream>, question: &Value, within: Duration) -> anyhow::Result<Value> {
+    stream.get_ref().set_read_timeout(Some(within))?;
     writeln!(stream.get_mut(), "{question}")?;
     read_line(stream)
 }

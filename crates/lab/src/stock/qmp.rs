@@ -16,14 +16,14 @@ pub(super) struct Qmp {
 }
 
 impl Qmp {
-    /// Connects; each answer must arrive within `patience`.
+    /// Connects; each answer must arrive within `within`.
     ///
     /// # Errors
     /// QEMU does not answer.
-    pub(super) fn connect(socket: &Path, patience: Duration) -> anyhow::Result<Self> {
+    pub(super) fn connect(socket: &Path, within: Duration) -> anyhow::Result<Self> {
         let stream =
             UnixStream::connect(socket).with_context(|| format!("Could not connect to {}", socket.display()))?;
-        stream.set_read_timeout(Some(patience))?;
+        stream.set_read_timeout(Some(within))?;
         let mut qmp = Self { stream: BufReader::new(stream) };
         qmp.read()?;
         qmp.ask("qmp_capabilities", json!({}))?;

@@ -29,7 +29,7 @@ use crate::{
     plan::{memory_of, progress_of, steps_of},
     saga::{
         Context,
-        executor::{Patience, Saga, drive},
+        executor::{RetryPolicy, Saga, drive},
         migrate::Migrate,
         move_offline::MoveOffline,
         move_storage::MoveStorage,
@@ -221,7 +221,7 @@ impl Jobs {
     async fn drive_to_end(&self, job: JobId, saga: Result<impl Saga, JobText>, running: &Running) {
         match saga {
             Ok(mut saga) => {
-                let phase = drive(self.store(), job, &mut saga, Patience::USUAL).await;
+                let phase = drive(self.store(), job, &mut saga, RetryPolicy::USUAL).await;
                 tracing::info!(phase = phase.title(), "The job has ended");
             }
             Err(why) => {

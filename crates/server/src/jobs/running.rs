@@ -169,13 +169,13 @@ impl Running {
         let _ = tokio::time::timeout(pause, self.retry.notified()).await;
     }
 
-    /// Returns once the job has waited for `patience` without a break.
-    async fn has_waited(&self, patience: Duration) {
+    /// Returns once the job has waited for `limit` without a break.
+    async fn has_waited(&self, limit: Duration) {
         let mut waiting = self.waiting.subscribe();
         loop {
             // The sender lives as long as `self`.
             let _ = waiting.wait_for(|waits| *waits).await;
-            if tokio::time::timeout(patience, waiting.wait_for(|waits| !*waits)).await.is_err() {
+            if tokio::time::timeout(limit, waiting.wait_for(|waits| !*waits)).await.is_err() {
                 return;
             }
         }
@@ -283,18 +283,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_a_wait_without_a_break_counts() {
         let running = Arc::new(Running::default());
-        let patience = Duration::from_secs(30);
+        let limit = Duration::from_secs(30);
         let waits = |what: &str| running.wait_for(Some(JobText::Text { text: what.to_owned() }));
         let begun = tokio::time::Instant::now();
         let waited = tokio::spawn({
             let running = running.clone();
-            async move { running.has_waited(patience).await }
+            async move { running.has_waited(limit).await }
         });
         for _ in 0..3 {
             waits("an agent");
-            tokio::time::sleep(patience - Duration::from_secs(1)).await;
+            tokio::time::sleep(limit - Duration::from_secs(1)).await;
             running.wait_for(None);
-            tokio::time::sleep(patience * 2).await;
+            tokio::time::sleep(limit * 2).await;
             assert!(!waited.is_finished());
         }
         let waits_from = begun.elapsed();
@@ -302,7 +302,7 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(10)).await;
         waits("the same for another reason");
         waited.await.expect("it has waited");
-        assert_eq!(begun.elapsed() - waits_from, patience);
+        assert_eq!(begun.elapsed() - waits_from, limit);
     }
 
     #[test]

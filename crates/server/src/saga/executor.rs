@@ -117,14 +117,14 @@ impl<S> Entry<S> {
 
 /// How often and how fast a step that must succeed is tried.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct RetryPolicy {
     /// The pauses after failures.
     pub(crate) backoff: Backoff,
     /// After this many failures the job shows as stuck; the tries continue.
     pub(crate) tries_before_stuck: u32,
 }
 
-impl Patience {
+impl RetryPolicy {
     /// A job shows as stuck after some 13 seconds: longer than a restart of an agent takes.
     pub(crate) const USUAL: Self =
         Self { backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)), tries_before_stuck: 8 };
@@ -192,7 +192,7 @@ fn following(steps: &[Step], done: Step) -> Option<Step> {
 }
 
 /// Drives a job until its log has ended. May be dropped at any point and called again: nothing is lost.
-pub(crate) async fn drive(log: &impl Log, job: JobId, saga: &mut impl Saga, patience: Patience) -> Phase {
+pub(crate) async fn drive(log: &impl Log, job: JobId, saga: &mut impl Saga, policy: RetryPolicy) -> Phase {
     // An intent without outcome that already exists was written by an earlier run of the server.
     let mut inherited = true;
     loop {
@@ -203,13 +203,13 @@ pub(crate) async fn drive(log: &impl Log, job: JobId, saga: &mut impl Saga, pati
             Next::Continue(step) => {
                 stop_here(format!("saga-intent-{step:?}")).await;
                 let done = inherited && saga.probe(step).await;
-                if done || run(log, job, saga, step, patience).await {
+                if done || run(log, job, saga, step, policy).await {
                     stop_here(format!("saga-done-{step:?}")).await;
                     append_success(log, job, saga, step).await;
                 }
             }
             Next::Undo(step) => {
-                repeat(log, job, saga, patience, StepAction::Undo(step)).await;
+                repeat(log, job, saga, policy, StepAction::Undo(step)).await;
                 append(log, job, saga, &[LogEvent::Undone { step }]).await;
             }
         }
@@ -233,9 +233,9 @@ async fn stop_here(point: String) {
 async fn stop_here(_point: String) {}
 
 /// Runs a step. Returns whether it succeeded; if not, the failure is in the log.
-async fn run(log: &impl Log, job: JobId, saga: &mut impl Saga, step: Step, patience: Patience) -> bool {
+async fn run(log: &impl Log, job: JobId, saga: &mut impl Saga, step: Step, policy: RetryPolicy) -> bool {
     if !step.class().is_taken_back() {
-        repeat(log, job, saga, patience, StepAction::Run(step)).await;
+        repeat(log, job, saga, policy, StepAction::Run(step)).await;
         return true;
     }
     let Err(StepFailed(why)) = saga.run(step).await else { return true };
@@ -252,8 +252,8 @@ enum StepAction {
 
 /// Repeats an action until it succeeds. Failures are shown from the first one on; the log records once that the job is
 /// stuck.
-async fn repeat(log: &impl Log, job: JobId, saga: &mut impl Saga, patience: Patience, action: StepAction) {
-    let mut backoff = patience.backoff;
+async fn repeat(log: &impl Log, job: JobId, saga: &mut impl Saga, policy: RetryPolicy, action: StepAction) {
+    let mut backoff = policy.backoff;
     let mut failures = 0;
     loop {
         let tried = match action {
@@ -263,7 +263,7 @@ async fn repeat(log: &impl Log, job: JobId, saga: &mut impl Saga, patience: Pati
         let Err(StepFailed(why)) = tried else { break };
         failures += 1;
         saga.running().in_vain(Some(why.clone()));
-        if failures == patience.tries_before_stuck {
+        if failures == policy.tries_before_stuck {
             tracing::warn!(job = job.0, %why, "The job is stuck; it is tried on");
             let event = match action {
                 StepAction::Run(step) => LogEvent::Failed { step, why },

@@ -18,7 +18,7 @@ use ferry_core::{
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::executor::{Log, Patience, Saga, StepFailed, drive};
+use super::executor::{Log, RetryPolicy, Saga, StepFailed, drive};
 use crate::{
     jobs::running::Running,
     store::{Created, HostName, LogEntry, NewJob, Store, StoreError},
@@ -170,8 +170,8 @@ impl Saga for ServerRun {
     }
 }
 
-const IMPATIENT: Patience =
-    Patience { backoff: Backoff::new(Duration::ZERO, Duration::from_millis(1)), tries_before_stuck: 3 };
+const QUICK: RetryPolicy =
+    RetryPolicy { backoff: Backoff::new(Duration::ZERO, Duration::from_millis(1)), tries_before_stuck: 3 };
 
 /// A database with one job that was admitted.
 async fn with_job() -> (Store, JobId, tempfile::TempDir) {
@@ -203,7 +203,7 @@ async fn play(world: World) -> (Phase, World, Vec<LogEvent>) {
         let mut server_run = ServerRun::new(world.clone(), &store, job);
         let died = server_run.died.clone();
         tokio::select! {
-            phase = drive(&store, job, &mut server_run, IMPATIENT) => break phase,
+            phase = drive(&store, job, &mut server_run, QUICK) => break phase,
             () = died.notified() => {}
         }
     };
@@ -362,10 +362,10 @@ async fn a_server_that_dies_at_any_durable_write_goes_on_from_there() {
                 let mut server_run = ServerRun::new(world.clone(), &store, job);
                 let log = DyingLog { store: &store, died: &died, left: Mutex::new(Some(write)), written };
                 let survived = tokio::select! {
-                    phase = drive(&log, job, &mut server_run, IMPATIENT) => Some(phase),
+                    phase = drive(&log, job, &mut server_run, QUICK) => Some(phase),
                     () = died.notified() => None,
                 };
-                let phase = drive(&store, job, &mut server_run, IMPATIENT).await;
+                let phase = drive(&store, job, &mut server_run, QUICK).await;
                 // A failure that is not on disk did not happen: the next run tries the step again, and this time it
                 // succeeds.
                 assert!(phase == Phase::Succeeded || fault.is_some(), "write {write}: {phase:?}");
@@ -415,7 +415,7 @@ async fn with_failing_writes(step: Step, fault: Option<Fault>, written: bool) {
     let world = Arc::new(Mutex::new(World { run_faults, ..World::default() }));
     let mut server_run = ServerRun::new(world.clone(), &store, job);
     let log = FailingLog { store: &store, last: Mutex::default(), written };
-    let phase = drive(&log, job, &mut server_run, IMPATIENT).await;
+    let phase = drive(&log, job, &mut server_run, QUICK).await;
     let fails = fault.is_some() && step.class().is_taken_back();
     let expected = match fails {
         true => (Phase::Failed, HashSet::new()),
@@ -458,7 +458,7 @@ async fn a_full_disk_is_waited_for_and_the_job_goes_on_from_where_it_was() {
         while store.append(job, &[LogEntry::Note(JobText::Text { text: "x".repeat(length) })], 1).await.is_ok() {}
     }
     let (running, world) = (server_run.running.clone(), server_run.world.clone());
-    let driving = drive(&store, job, &mut server_run, IMPATIENT);
+    let driving = drive(&store, job, &mut server_run, QUICK);
     let freed = async {
         waits(&running).await;
         assert_eq!(
@@ -487,7 +487,7 @@ async fn a_busy_database_is_waited_for_and_the_job_goes_on_from_where_it_was() {
         waits(&running).await;
         drop(busy);
     };
-    let driving = drive(&store, job, &mut server_run, IMPATIENT);
+    let driving = drive(&store, job, &mut server_run, QUICK);
     let (phase, ()) = tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(driving, freed) })
         .await
         .expect("it goes on");

@@ -21,7 +21,7 @@ use ferry_core::{
 };
 
 use super::{
-    executor::Patience,
+    executor::RetryPolicy,
     migrate::Migrate,
     models::{
         jobs,
@@ -34,8 +34,8 @@ use super::{
 };
 
 const FAULTS: [Fault; 5] = [Fault::Refused, Fault::Lost, Fault::AnswerLost, Fault::DiesBefore, Fault::DiesAfter];
-const IMPATIENT: Patience =
-    Patience { backoff: Backoff::new(Duration::from_millis(1), Duration::from_millis(2)), tries_before_stuck: 3 };
+const QUICK: RetryPolicy =
+    RetryPolicy { backoff: Backoff::new(Duration::from_millis(1), Duration::from_millis(2)), tries_before_stuck: 3 };
 
 /// What one host has of the attempt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -217,9 +217,9 @@ async fn play(kind: JobKind, fails: bool, faults: Vec<(usize, Fault)>) -> (Phase
     let world: Shared<World> = Arc::new(Mutex::new(World::new(kind, fails, faults)));
     let job = jobs::job(kind, true);
     let phase = match kind {
-        JobKind::Live | JobKind::LiveVsm => run_of_server(&world, &job, IMPATIENT, Migrate::new).await,
-        JobKind::Offline => run_of_server(&world, &job, IMPATIENT, MoveOffline::new).await,
-        JobKind::Storage => run_of_server(&world, &job, IMPATIENT, MoveStorage::new).await,
+        JobKind::Live | JobKind::LiveVsm => run_of_server(&world, &job, QUICK, Migrate::new).await,
+        JobKind::Offline => run_of_server(&world, &job, QUICK, MoveOffline::new).await,
+        JobKind::Storage => run_of_server(&world, &job, QUICK, MoveStorage::new).await,
         JobKind::Several | JobKind::Drain => panic!("no job of one VM"),
     };
     let ended = std::mem::replace(&mut *lock(&world), World::new(kind, false, Vec::new()));

@@ -372,7 +372,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_index_comes_piece_by_piece_and_what_came_before_silence_counts() {
-        const PATIENCE: Duration = Duration::from_secs(20);
+        const DEADLINE: Duration = Duration::from_secs(20);
         let piece = |block: u64| index([(block, [1; 16]), (block + 1, [2; 16])]).runs();
         let sign = ContentIndex::new(KEY).runs();
         let all = [ContentIndex::new(KEY).encode(), piece(3), sign, piece(9)].concat();
@@ -380,11 +380,11 @@ mod tests {
             let (mut near, mut far) = tokio::io::duplex(chunk);
             let sent = all.clone();
             tokio::spawn(async move { far.write_all(&sent).await });
-            let whole = ContentIndex::receive(&mut near, PATIENCE, u64::MAX).await.expect("whole");
+            let whole = ContentIndex::receive(&mut near, DEADLINE, u64::MAX).await.expect("whole");
             assert_eq!((known(&whole), whole.hashing()), (vec![3, 4, 9, 10], Hashing::new(KEY)));
         }
         let limit = (HEAD_BYTES + RUN_HEAD_BYTES + 2 * HASH_BYTES + 5) as u64;
-        let part = ContentIndex::receive(&mut all.as_slice(), PATIENCE, limit).await.expect("a part");
+        let part = ContentIndex::receive(&mut all.as_slice(), DEADLINE, limit).await.expect("a part");
         assert_eq!(known(&part), [3, 4], "no more is read than may be");
         for (sent, expected) in [(0, None), (HEAD_BYTES - 1, None), (all.len() - 3, Some(vec![3, 4]))] {
             let (mut near, mut far) = tokio::io::duplex(1 << 16);
@@ -394,7 +394,7 @@ mod tests {
             assert_eq!(part.as_ref().ok().map(known), expected, "{sent}: {part:?}");
         }
         let hostile = [ContentIndex::new(KEY).encode(), piece(3), piece(2)].concat();
-        assert!(ContentIndex::receive(&mut hostile.as_slice(), PATIENCE, u64::MAX).await.is_err(), "out of order");
+        assert!(ContentIndex::receive(&mut hostile.as_slice(), DEADLINE, u64::MAX).await.is_err(), "out of order");
     }
 
     #[test]

@@ -89,12 +89,12 @@ where
     end.extend_from_slice(whole.finalize().as_bytes());
     write(stream, &end).await?;
     timely(stream.flush()).await?;
-    let mut patience = SYNC_MAX;
+    let mut limit = SYNC_MAX;
     loop {
-        match within(patience, stream.read_u8()).await? {
+        match within(limit, stream.read_u8()).await? {
             0 => return Ok(()),
             1 => break,
-            GOES_ON => patience = SILENCE_MAX,
+            GOES_ON => limit = SILENCE_MAX,
             other => return Err(WireError::Protocol(format!("a verdict of kind {other}"))),
         }
     }

@@ -15,7 +15,7 @@ use ferry_core::{
 
 use super::{
     super::{
-        executor::{Log, Patience, Saga, drive},
+        executor::{Log, RetryPolicy, Saga, drive},
         site::{Check, OtherAnswer, Site},
     },
     host::Host,
@@ -114,7 +114,7 @@ impl<M: Model> Site for ModelSite<M> {
 pub(in super::super) async fn run_of_server<M: Model, S: Saga>(
     world: &Shared<M>,
     record: &JobRecord,
-    patience: Patience,
+    policy: RetryPolicy,
     saga: impl Fn(ModelSite<M>, JobRecord, Arc<Running>) -> Result<S, JobText>,
 ) -> Phase {
     let mut record = record.clone();
@@ -138,7 +138,7 @@ pub(in super::super) async fn run_of_server<M: Model, S: Saga>(
             biased;
             () = run.died.cancelled() => {}
             () = run.waits.cancelled() => return phase(&lock(world).server().log),
-            phase = drive(&site, record.id, &mut saga, patience) => return phase,
+            phase = drive(&site, record.id, &mut saga, policy) => return phase,
         }
         lock(world).tick();
     }

@@ -26,7 +26,7 @@ use ferry_core::{
 };
 
 use super::{
-    executor::{Patience, Saga},
+    executor::{RetryPolicy, Saga},
     migrate::Migrate,
     models::{
         jobs,
@@ -80,7 +80,7 @@ async fn judged<M: Model, S: Saga>(
 ) -> Option<Phase> {
     let world = Arc::new(Mutex::new(world));
     let record = jobs::job(kind(number), autostart);
-    let ended = run_of_server(&world, &record, Patience::USUAL, saga).await;
+    let ended = run_of_server(&world, &record, RetryPolicy::USUAL, saga).await;
     let mut world = lock(&world);
     let whole = every_prefix_is_legal(&world.server().log).and_then(|()| judge(&world, ended));
     let has_ended = whole.unwrap_or_else(|error| panic!("move {number} {ended:?}: {error}"));
