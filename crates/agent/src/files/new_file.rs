@@ -242,7 +242,7 @@ impl NewFile<'_> {
     ///
     /// # Errors
     /// If it is unknown whether the file is ours, or who uses it.
-    pub(crate) fn fate(&self, used: &InUse, guest_writes: GuestWrites) -> Result<Cleanup, AgentError> {
+    pub(crate) fn cleanup(&self, used: &InUse, guest_writes: GuestWrites) -> Result<Cleanup, AgentError> {
         let made = self.lifecycle != Lifecycle::Planned;
         let obstacle = if made { used.obstacle(self.path).map_err(|error| self.fault(error))? } else { None };
         let is_it = made && self.is_it().map_err(|error| self.fault(error))?;
@@ -262,14 +262,14 @@ impl NewFile<'_> {
     /// caller must record at once: a later file of that name is not this attempt's. Blocks.
     ///
     /// # Errors
-    /// As [`Self::fate`]; if the file cannot be removed.
+    /// As [`Self::cleanup`]; if the file cannot be removed.
     pub(crate) fn remove(
         &self,
         used: &InUse,
         guest_writes: GuestWrites,
         keep: impl FnOnce(&Self) -> bool,
     ) -> Result<Lifecycle, AgentError> {
-        match self.fate(used, guest_writes)? {
+        match self.cleanup(used, guest_writes)? {
             Cleanup::Remove if keep(self) => {}
             Cleanup::Remove => file::remove(self.path).map_err(|error| self.fault(error))?,
             Cleanup::Keep => {}

@@ -62,7 +62,7 @@ pub(super) fn that_stay(hypervisor: &dyn Hypervisor, journal: &Journal) -> Resul
     let mut findings = Vec::new();
     for (index, guest_writes) in guest_writes(hypervisor, journal)?.into_iter().enumerate() {
         let (file, disk) = (journal.new_file(index), &journal.disks[index]);
-        if file.fate(&used, guest_writes)? == Cleanup::KeepAndReport && disk.to.symlink_metadata().is_ok() {
+        if file.cleanup(&used, guest_writes)? == Cleanup::KeepAndReport && disk.to.symlink_metadata().is_ok() {
             findings.push(new_file_stays(&journal.request.vm_name, disk));
         }
     }

@@ -144,7 +144,7 @@ mod tests {
         let used = NewFile { obstacle: Some(Obstacle::InUse), ..fresh };
         let holds = |guest_writes| NewFile { guest_writes, ..fresh };
         let (gone, runs) = (Perhaps { old_file_runs: false }, Perhaps { old_file_runs: true });
-        for (row, file, fate) in [
+        for (row, file, expected) in [
             ("a copy that was begun", fresh, Remove),
             ("of another attempt", NewFile { made: false, ..fresh }, Keep),
             ("another file has its name", NewFile { is_it: false, ..fresh }, Keep),
@@ -159,7 +159,7 @@ mod tests {
             ("all moved, and the VM went away, or came back with the old", holds(Surely), KeepAndReport),
             ("all moved, by another attempt", NewFile { made: false, ..holds(Surely) }, Keep),
         ] {
-            assert_eq!(new_file(&file), fate, "{row}");
+            assert_eq!(new_file(&file), expected, "{row}");
         }
     }
 

@@ -4,7 +4,7 @@
 //! At every moment the model checks that no VM is lost or duplicated. At the end either everything is done or
 //! everything is undone.
 
-mod fate;
+mod faults;
 #[expect(clippy::wildcard_enum_match_arm, reason = "where a model is wrong about the rest, a move fails")]
 mod live;
 mod offline;

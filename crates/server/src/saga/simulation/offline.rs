@@ -23,7 +23,7 @@ use super::{
         models::world::{Fault, Model, OfflineModel, Server, refused, report},
         participant::Reported,
     },
-    fate::Fate,
+    faults::Faults,
 };
 
 /// What one host has.
@@ -73,7 +73,7 @@ impl Side {
 
 #[derive(Debug)]
 pub(super) struct World {
-    fate: Fate,
+    faults: Faults,
     server: Server,
     source: Side,
     destination: Side,
@@ -91,10 +91,10 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(number: u64) -> Self {
-        let mut fate = Fate::new(number);
-        let (autostart, needed) = (fate.one_in(2), fate.one_in(4));
+        let mut faults = Faults::new(number);
+        let (autostart, needed) = (faults.one_in(2), faults.one_in(4));
         Self {
-            fate,
+            faults,
             server: Server::default(),
             source: Side { defined: true, has_files: true, autostart, ..Side::new() },
             destination: Side::new(),
@@ -119,21 +119,21 @@ impl World {
     }
 
     fn break_something(&mut self) {
-        match self.fate.one_of(9) {
+        match self.faults.one_of(9) {
             0 => self.destination.agent_is_down = true,
             1 => self.source.libvirt_is_down = true,
             2 => self.destination.libvirt_is_down = true,
             3 | 4 => {
-                self.source.agent_is_down = self.fate.one_in(2);
+                self.source.agent_is_down = self.faults.one_in(2);
                 if self.source.stage == Stage::Performing {
-                    self.fate.note("the copy breaks off");
+                    self.faults.note("the copy breaks off");
                     self.source.to(Stage::Failed);
                 }
             }
             5 | 6 => self.by_hand(),
             _ => {
                 if matches!(phase(&self.server.log), Phase::Preparing | Phase::Migrating) {
-                    self.fate.note("a cancel");
+                    self.faults.note("a cancel");
                     self.server.log.push(LogEvent::CancelRequested { by: "admin".into() });
                     self.server.run.cancelled.cancel();
                 }
@@ -147,16 +147,16 @@ impl World {
         let side = &mut self.destination;
         if side.defined && side.stage == Stage::Delivered {
             side.defined = false;
-            self.elsewhere = self.fate.one_in(2);
+            self.elsewhere = self.faults.one_in(2);
             self.taken_away = !self.elsewhere;
-            self.fate.note(if self.elsewhere { "moved on by hand" } else { "taken away by hand" });
+            self.faults.note(if self.elsewhere { "moved on by hand" } else { "taken away by hand" });
         }
     }
 
     fn go_on(&mut self) {
         if self.source.stage == Stage::Performing && self.destination.known && !self.source.agent_is_down {
             match self.destination.stage {
-                Stage::Prepared | Stage::Performing if self.destination.has_parts && self.fate.one_in(2) => {
+                Stage::Prepared | Stage::Performing if self.destination.has_parts && self.faults.one_in(2) => {
                     self.destination.has_files = true;
                     self.destination.to(Stage::Performing);
                     self.source.to(Stage::Delivered);
@@ -170,9 +170,9 @@ impl World {
                 }
             }
         }
-        if self.late && self.fate.one_in(4) {
+        if self.late && self.faults.one_in(4) {
             self.late = false;
-            self.fate.note("a request to define the VM comes late");
+            self.faults.note("a request to define the VM comes late");
             let _ = self.define();
         }
     }
@@ -219,11 +219,11 @@ impl Model for World {
         if self.side(role).agent_is_down {
             return Some(Fault::Lost);
         }
-        if what == "define" && self.fate.fails_one_in(6) {
+        if what == "define" && self.faults.fails_one_in(6) {
             self.late = true;
             return Some(Fault::Lost);
         }
-        self.fate.of_answer()
+        self.faults.of_answer()
     }
 
     fn check(&self) {
@@ -235,24 +235,24 @@ impl Model for World {
     }
 
     fn server_dies(&mut self) -> bool {
-        self.fate.ends_server()
+        self.faults.ends_server()
     }
 
     fn tick(&mut self) {
-        self.fate.pass(&self.server);
-        if self.fate.fails_one_in(12) {
+        self.faults.pass(&self.server);
+        if self.faults.fails_one_in(12) {
             self.break_something();
         }
-        let hostile = self.fate.is_hostile();
+        let hostile = self.faults.is_hostile();
         for role in [Role::Source, Role::Destination] {
-            if !hostile || self.fate.one_in(6) {
+            if !hostile || self.faults.one_in(6) {
                 (self.side(role).agent_is_down, self.side(role).libvirt_is_down) = (false, false);
             }
         }
-        if self.fate.one_in(2) {
+        if self.faults.one_in(2) {
             self.go_on();
         }
-        if self.taken_away && self.fate.is_late() {
+        if self.taken_away && self.faults.is_late() {
             self.server.run.waits.cancel();
         }
         self.check();
@@ -367,7 +367,7 @@ impl Model for World {
 
 impl OfflineModel for World {
     fn define(&mut self) -> Reported {
-        let fails = self.fate.fails_one_in(6);
+        let fails = self.faults.fails_one_in(6);
         let side = self.known(Role::Destination)?;
         match side.stage {
             Stage::Delivered | Stage::Confirmed => return self.report(Role::Destination),
@@ -377,7 +377,7 @@ impl OfflineModel for World {
             }
         }
         if fails {
-            self.fate.note("it is defined, and the request fails");
+            self.faults.note("it is defined, and the request fails");
             return Err(refused(500, FindingId::JobOpen));
         }
         self.destination.to(Stage::Delivered);

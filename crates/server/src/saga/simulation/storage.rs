@@ -16,7 +16,7 @@ use super::{
         models::world::{Fault, Model, Server, refused, report},
         participant::Reported,
     },
-    fate::Fate,
+    faults::Faults,
 };
 
 /// One disk.
@@ -31,7 +31,7 @@ struct Disk {
 
 #[derive(Debug)]
 pub(super) struct World {
-    fate: Fate,
+    faults: Faults,
     server: Server,
     disks: [Disk; 2],
     agent_is_down: bool,
@@ -50,10 +50,10 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(number: u64) -> Self {
-        let mut fate = Fate::new(number);
-        let needed = fate.one_in(4);
+        let mut faults = Faults::new(number);
+        let needed = faults.one_in(4);
         Self {
-            fate,
+            faults,
             server: Server::default(),
             disks: [Disk { now: DiskNow::Old, begun: false, old_file: true, new_file: false }; 2],
             agent_is_down: false,
@@ -91,16 +91,16 @@ impl World {
     }
 
     fn break_something(&mut self) {
-        match self.fate.one_of(8) {
+        match self.faults.one_of(8) {
             0 | 1 => self.agent_is_down = true,
             2 | 3 => self.libvirt_is_down = true,
             4 => {
-                self.fate.note("the copies break off");
+                self.faults.note("the copies break off");
                 self.end_copies();
             }
             _ => {
                 if matches!(phase(&self.server.log), Phase::Preparing | Phase::Migrating) {
-                    self.fate.note("a cancel");
+                    self.faults.note("a cancel");
                     self.server.log.push(LogEvent::CancelRequested { by: "admin".into() });
                     self.server.run.cancelled.cancel();
                 }
@@ -111,7 +111,7 @@ impl World {
     /// QEMU copies, and the agent takes its next step.
     fn go_on(&mut self) {
         for disk in &mut self.disks {
-            if disk.now == DiskNow::Copying && self.fate.one_in(2) {
+            if disk.now == DiskNow::Copying && self.faults.one_in(2) {
                 disk.now = DiskNow::Ready;
             }
         }
@@ -138,7 +138,7 @@ impl World {
             Phase::Succeeded => each(|world, disk| disk.now == DiskNow::New && disk.old_file == world.needed),
             Phase::Failed | Phase::Cancelled => {
                 // Only some disks have moved: that happens only if a copy broke off.
-                let broken = self.fate.past.iter().any(|note| note.contains("break off"));
+                let broken = self.faults.past.iter().any(|note| note.contains("break off"));
                 each(|_, disk| disk.old_file && disk.new_file == (disk.now == DiskNow::New))
                     && (self.moved() == 0 || (broken && self.moved() == 1))
             }
@@ -163,7 +163,7 @@ impl Model for World {
             return Some(Fault::DiesBefore);
         }
         self.tick();
-        if self.agent_is_down { Some(Fault::Lost) } else { self.fate.of_answer() }
+        if self.agent_is_down { Some(Fault::Lost) } else { self.faults.of_answer() }
     }
 
     fn check(&self) {
@@ -174,18 +174,18 @@ impl Model for World {
     }
 
     fn server_dies(&mut self) -> bool {
-        self.fate.ends_server()
+        self.faults.ends_server()
     }
 
     fn tick(&mut self) {
-        self.fate.pass(&self.server);
-        if self.fate.fails_one_in(12) {
+        self.faults.pass(&self.server);
+        if self.faults.fails_one_in(12) {
             self.break_something();
         }
-        if !self.fate.is_hostile() || self.fate.one_in(6) {
+        if !self.faults.is_hostile() || self.faults.one_in(6) {
             (self.agent_is_down, self.libvirt_is_down) = (false, false);
         }
-        if self.fate.one_in(2) {
+        if self.faults.one_in(2) {
             self.go_on();
         }
         self.check();

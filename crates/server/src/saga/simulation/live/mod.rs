@@ -25,7 +25,7 @@ use ferry_core::{
 
 use super::{
     super::{models::world::Server, participant::Reported},
-    fate::Fate,
+    faults::Faults,
 };
 
 /// The longest time for which, in one run of the server, a copy that is known to be the VM, and could run, may stay
@@ -101,7 +101,7 @@ impl Side {
 }
 
 pub(super) struct World {
-    fate: Fate,
+    faults: Faults,
     server: Server,
     flight: Flight,
     source: Side,
@@ -143,10 +143,10 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(number: u64, with_disks: bool) -> Self {
-        let mut fate = Fate::new(number);
-        let (autostart, locks_hold, needed) = (fate.one_in(3), fate.one_in(2), fate.one_in(4));
+        let mut faults = Faults::new(number);
+        let (autostart, locks_hold, needed) = (faults.one_in(3), faults.one_in(2), faults.one_in(4));
         Self {
-            fate,
+            faults,
             server: Server::default(),
             flight: Flight::Not,
             source: Side { autostart, ..Side::new(Presence::Running) },
@@ -170,17 +170,17 @@ impl World {
     }
 
     fn note(&mut self, what: impl AsRef<str>) {
-        self.fate.note(what);
+        self.faults.note(what);
     }
 
     /// What was done and has happened, for readers of a failure.
     fn story(&self) -> String {
-        format!("{:#?}\n{:#?}", self.server.log, self.fate.past)
+        format!("{:#?}\n{:#?}", self.server.log, self.faults.past)
     }
 
     /// Whether everything that could happen by itself has happened, after an administrator took over the VM.
     fn waits_for_a_human(&self) -> bool {
-        (self.elsewhere || self.against || self.ended_by_hand) && self.fate.is_late()
+        (self.elsewhere || self.against || self.ended_by_hand) && self.faults.is_late()
     }
 
     /// Whether the destination's copy could run now.
@@ -207,13 +207,13 @@ impl World {
 
     /// Lets a moment pass: libvirt advances, and something may break.
     fn go_by(&mut self) {
-        self.fate.pass(&self.server);
+        self.faults.pass(&self.server);
         if self.server.run.died.is_cancelled() {
             // The next run starts with nothing but the log.
             (self.reports, self.idle) = (0, 0);
         }
-        if self.fate.is_hostile() {
-            if self.fate.one_in(12) {
+        if self.faults.is_hostile() {
+            if self.faults.one_in(12) {
                 self.break_something();
             }
         } else {
@@ -222,23 +222,23 @@ impl World {
                 (self.side(role).agent_is_up, self.side(role).libvirt_is_up) = (true, true);
             }
         }
-        if self.fate.moment < self.dark_until && self.fate.one_in(6) {
+        if self.faults.moment < self.dark_until && self.faults.one_in(6) {
             self.by_hand();
         }
         // Between a verdict and the actions that follow it.
-        if self.fate.is_hostile() && self.is_decided() && self.fate.one_in(2) {
+        if self.faults.is_hostile() && self.is_decided() && self.faults.one_in(2) {
             self.by_hand();
         }
         for role in [Role::Source, Role::Destination] {
-            let dark = role == Role::Source && self.fate.moment < self.dark_until;
-            if !dark && self.fate.one_in(6) {
+            let dark = role == Role::Source && self.faults.moment < self.dark_until;
+            if !dark && self.faults.one_in(6) {
                 self.side(role).agent_is_up = true;
             }
-            if !dark && self.fate.one_in(6) {
+            if !dark && self.faults.one_in(6) {
                 self.side(role).libvirt_is_up = true;
             }
         }
-        if self.fate.one_in(2) {
+        if self.faults.one_in(2) {
             self.go_on();
         }
         self.copy_is_old |= self.source.process == Presence::Running && self.destination.process == Presence::Arrived;
@@ -262,7 +262,7 @@ impl World {
     fn go_on(&mut self) {
         match self.flight {
             Flight::Not | Flight::Delivered | Flight::Failed => {}
-            Flight::Memory if self.fate.one_in(3) => {
+            Flight::Memory if self.faults.one_in(3) => {
                 self.flight = Flight::Stopped;
                 self.source.process = Presence::HandedOver;
             }
@@ -272,23 +272,23 @@ impl World {
                 self.destination.process = Presence::Arrived;
             }
             // The most critical moment.
-            Flight::Finishing if self.fate.is_hostile() && self.fate.one_in(8) => self.lose_power(),
+            Flight::Finishing if self.faults.is_hostile() && self.faults.one_in(8) => self.lose_power(),
             Flight::Finishing => {
                 self.flight = Flight::Delivered;
                 self.note("delivered");
                 self.source.process = Presence::Off;
-                if self.fate.one_in(8) {
+                if self.faults.one_in(8) {
                     self.note("the source's libvirtd dies over the reply");
                     (self.source.libvirt_is_up, self.source.process) = (false, Presence::Left);
                 }
                 // The carrier may die between writing the reply to libvirtd and reporting it.
-                if self.fate.one_in(8) {
+                if self.faults.one_in(8) {
                     self.kill_carrier(Role::Source);
                     return;
                 }
                 self.source.finish_delivered = true;
                 self.source.to(Stage::Delivered);
-                if self.destination.carrier && !self.fate.one_in(8) && self.destination.stage != Stage::Aborted {
+                if self.destination.carrier && !self.faults.one_in(8) && self.destination.stage != Stage::Aborted {
                     self.destination.finish_delivered = true;
                     self.destination.to(Stage::Delivered);
                 }
@@ -311,7 +311,7 @@ impl World {
     }
 
     fn break_something(&mut self) {
-        match self.fate.one_of(12) {
+        match self.faults.one_of(12) {
             0 => self.kill_carrier(Role::Source),
             1 => self.kill_carrier(Role::Destination),
             2 => self.source.agent_is_up = false,
@@ -321,7 +321,7 @@ impl World {
                 self.source.libvirt_is_up = false;
                 // It is random whether all memory was sent before libvirtd stopped the VM.
                 let sent = match self.flight {
-                    Flight::Stopped => self.fate.one_in(2),
+                    Flight::Stopped => self.faults.one_in(2),
                     Flight::Finishing => true,
                     Flight::Not | Flight::Memory | Flight::Delivered | Flight::Failed => false,
                 };
@@ -337,7 +337,7 @@ impl World {
             }
             6 | 7 => self.by_hand(),
             8 => self.end_guest(),
-            9 if self.fate.one_in(4) => self.lose_power(),
+            9 if self.faults.one_in(4) => self.lose_power(),
             _ => {
                 self.note("a cancel");
                 let phase = phase(&self.server.log);
@@ -372,15 +372,15 @@ impl World {
         self.kill_carrier(Role::Source);
         self.fail_flight();
         (self.source.agent_is_up, self.source.libvirt_is_up) = (false, false);
-        self.dark_until = self.fate.moment + 100;
+        self.dark_until = self.faults.moment + 100;
     }
 
     /// A guest crashes where it runs, so that its process stays, or shuts itself down. In both cases libvirt ends the
     /// move.
     fn end_guest(&mut self) {
         for role in [Role::Source, Role::Destination] {
-            if self.side(role).process == Presence::Running && self.fate.one_in(4) {
-                let process = match (self.fate.one_in(2), role) {
+            if self.side(role).process == Presence::Running && self.faults.one_in(4) {
+                let process = match (self.faults.one_in(2), role) {
                     (true, _) => Presence::Halted,
                     (false, Role::Source) => Presence::Ended,
                     (false, Role::Destination) => Presence::Off,
@@ -413,13 +413,13 @@ impl World {
                 self.destination.process = Presence::Off;
                 self.ended_by_hand = true;
             }
-            Presence::Running if self.fate.one_in(2) => {
+            Presence::Running if self.faults.one_in(2) => {
                 self.note("shut off at the destination");
                 self.destination.process = Presence::Off;
             }
-            Presence::Running if self.fate.one_in(2) => {
+            Presence::Running if self.faults.one_in(2) => {
                 // Ferry cannot know a copy that no host has ever reported or can report.
-                self.unknown = self.seen && self.fate.one_in(2);
+                self.unknown = self.seen && self.faults.one_in(2);
                 self.note(if self.unknown { "moved on to an unknown host" } else { "moved on by hand" });
                 (self.destination.process, self.elsewhere) = (Presence::Absent, true);
             }

@@ -36,7 +36,7 @@ impl Model for World {
         if !self.side(role).agent_is_up {
             return Some(Fault::Lost);
         }
-        self.fate.of_answer()
+        self.faults.of_answer()
     }
 
     fn check(&self) {
@@ -44,7 +44,7 @@ impl Model for World {
     }
 
     fn server_dies(&mut self) -> bool {
-        self.fate.ends_server()
+        self.faults.ends_server()
     }
 
     fn tick(&mut self) {
@@ -65,7 +65,7 @@ impl Model for World {
     }
 
     fn third_host(&mut self) -> Result<Option<VmState>, ClientError> {
-        match self.fate.fails_one_in(4) {
+        match self.faults.fails_one_in(4) {
             true => Err(away()),
             false => Ok((self.elsewhere && !self.unknown).then_some(VmState::Running)),
         }

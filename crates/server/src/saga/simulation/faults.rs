@@ -10,14 +10,14 @@ const WAITS_SINCE: u32 = 1_000;
 
 /// The random events of one move: the same in each run with the same number.
 #[derive(Debug)]
-pub(super) struct Fate {
+pub(super) struct Faults {
     state: u64,
     pub(super) moment: u32,
     /// What has happened so far, for readers of a failure.
     pub(super) past: Vec<String>,
 }
 
-impl Fate {
+impl Faults {
     pub(super) fn new(number: u64) -> Self {
         Self { state: number, moment: 0, past: Vec::new() }
     }
