@@ -50,7 +50,7 @@ enum Side {
 
 /// What to do next.
 #[derive(Debug, PartialEq, Eq)]
-enum Course {
+enum NextAction {
     /// Wait: the move continues.
     Follow,
     /// The point of no return has passed.
@@ -128,13 +128,13 @@ async fn steer<S: Site<Host: LiveParticipant>>(
                 take(report);
             }
         }
-        match course([participants.source.name(), participants.destination.name()], &at_source, &at_destination) {
-            Course::Follow => {}
-            Course::Arrived => {
+        match next_action([participants.source.name(), participants.destination.name()], &at_source, &at_destination) {
+            NextAction::Follow => {}
+            NextAction::Arrived => {
                 participants.running.wait_for(None);
                 return Ok(());
             }
-            Course::Settle(cause) => {
+            NextAction::Settle(cause) => {
                 let asked = participants.running.cancelled.is_cancelled();
                 let cause = match abort_reason {
                     _ if asked => JobText::WasCancelled,
@@ -144,11 +144,11 @@ async fn steer<S: Site<Host: LiveParticipant>>(
                 };
                 return settle(participants, cause).await;
             }
-            Course::Abort(cause) if abort_reason.is_none() => {
+            NextAction::Abort(cause) if abort_reason.is_none() => {
                 let _ = abort(participants).await;
                 abort_reason = Some(cause);
             }
-            Course::Abort(_) => {}
+            NextAction::Abort(_) => {}
         }
         tokio::select! {
             _ = source.changed() => {}
@@ -178,33 +178,33 @@ async fn cancel_when_asked<S: Site<Host: LiveParticipant>>(participants: &Partic
 }
 
 /// `names` are those of the source and of the destination.
-fn course(names: [&str; 2], source: &Side, destination: &Side) -> Course {
+fn next_action(names: [&str; 2], source: &Side, destination: &Side) -> NextAction {
     let lost_by = |host: &str| JobText::LostBy { host: host.to_owned() };
     if let Side::Reports(report) = destination
         && matches!(report.stage, Stage::Delivered | Stage::Resumed | Stage::Confirmed)
     {
-        return Course::Arrived;
+        return NextAction::Arrived;
     }
     match source {
         Side::Reports(report) => match report.stage {
-            Stage::Delivered | Stage::Confirmed => return Course::Arrived,
-            Stage::Failed | Stage::Aborted => return Course::Settle(ended_by(report, names[0])),
+            Stage::Delivered | Stage::Confirmed => return NextAction::Arrived,
+            Stage::Failed | Stage::Aborted => return NextAction::Settle(ended_by(report, names[0])),
             // A source never resumes. If it reports that it did, only asking both hosts helps.
-            Stage::Resumed => return Course::Settle(JobText::NotPossibleAt { host: names[0].to_owned() }),
+            Stage::Resumed => return NextAction::Settle(JobText::NotPossibleAt { host: names[0].to_owned() }),
             Stage::Prepared | Stage::Performing => {}
         },
-        Side::Lost => return Course::Settle(lost_by(names[0])),
+        Side::Lost => return NextAction::Settle(lost_by(names[0])),
         Side::Unheard => {}
     }
     match destination {
         Side::Reports(report) => match report.stage {
-            Stage::Failed | Stage::Aborted => Course::Abort(ended_by(report, names[1])),
+            Stage::Failed | Stage::Aborted => NextAction::Abort(ended_by(report, names[1])),
             Stage::Prepared | Stage::Performing | Stage::Delivered | Stage::Resumed | Stage::Confirmed => {
-                Course::Follow
+                NextAction::Follow
             }
         },
-        Side::Lost => Course::Abort(lost_by(names[1])),
-        Side::Unheard => Course::Follow,
+        Side::Lost => NextAction::Abort(lost_by(names[1])),
+        Side::Unheard => NextAction::Follow,
     }
 }
 
@@ -400,13 +400,13 @@ mod tests {
     fn an_attempt_ends_only_by_delivery_or_by_the_source_ending_it() {
         for source in STAGES {
             for destination in STAGES {
-                let course = course(NAMES, &at(Role::Source, source), &at(Role::Destination, destination));
+                let action = next_action(NAMES, &at(Role::Source, source), &at(Role::Destination, destination));
                 let delivered = matches!(source, Stage::Delivered | Stage::Confirmed)
                     || matches!(destination, Stage::Delivered | Stage::Resumed | Stage::Confirmed);
-                assert_eq!(course == Course::Arrived, delivered, "{source:?} {destination:?}");
+                assert_eq!(action == NextAction::Arrived, delivered, "{source:?} {destination:?}");
                 if !delivered {
                     let source_ended = !matches!(source, Stage::Prepared | Stage::Performing);
-                    assert_eq!(matches!(course, Course::Settle(_)), source_ended, "{source:?} {destination:?}");
+                    assert_eq!(matches!(action, NextAction::Settle(_)), source_ended, "{source:?} {destination:?}");
                 }
             }
         }
@@ -415,8 +415,8 @@ mod tests {
     #[test]
     fn a_silent_source_is_waited_for() {
         for destination in STAGES {
-            let course = course(NAMES, &Side::Unheard, &at(Role::Destination, destination));
-            assert!(!matches!(course, Course::Settle(_)), "{destination:?}");
+            let action = next_action(NAMES, &Side::Unheard, &at(Role::Destination, destination));
+            assert!(!matches!(action, NextAction::Settle(_)), "{destination:?}");
         }
     }
 }
