@@ -263,7 +263,7 @@ impl Inventory {
     pub(crate) async fn refresh_now(self: &Arc<Self>, host: &Host) -> Seen {
         match tokio::time::timeout(REFRESH_DEADLINE, host.agent.refresh()).await {
             Ok(Ok(observation)) => {
-                if self.take_observation(host, observation) {
+                if self.apply_observation(host, observation) {
                     self.watch_for_split_brain();
                 }
                 host.seen()
@@ -283,7 +283,7 @@ impl Inventory {
         let refreshing = async {
             while !is_so(&host.seen()) {
                 match host.agent.refresh().await {
-                    Ok(observation) => drop(self.take_observation(host, observation)),
+                    Ok(observation) => drop(self.apply_observation(host, observation)),
                     Err(error) => tracing::debug!(host = host.name(), error = %chain(&error), "It could not look"),
                 }
                 let mut seen = host.seen.subscribe();
@@ -298,8 +298,8 @@ impl Inventory {
     async fn refresh_quietly(&self, host: &Host) -> bool {
         let asked = tokio::time::timeout(REFRESH_DEADLINE, host.agent.observe(None, Duration::ZERO)).await;
         match asked {
-            Ok(answer) => self.take(host, answer),
-            Err(_) => self.take_silence(host, silence(host)),
+            Ok(answer) => self.apply(host, answer),
+            Err(_) => self.apply_silence(host, silence(host)),
         }
     }
 
@@ -312,7 +312,7 @@ impl Inventory {
             let known = seen.observation.filter(|_| seen.reachable).map(|last| (last.incarnation, last.generation));
             let answer = host.agent.observe(known, OBSERVE_WAIT).await;
             let failed = answer.is_err();
-            if self.take(host, answer) {
+            if self.apply(host, answer) {
                 self.watch_for_split_brain();
             }
             if failed {
@@ -324,14 +324,14 @@ impl Inventory {
     }
 
     /// Stores an agent's answer. Returns whether anything changed.
-    fn take(&self, host: &Host, answer: Result<Observation, ClientError>) -> bool {
+    fn apply(&self, host: &Host, answer: Result<Observation, ClientError>) -> bool {
         match answer {
-            Ok(observation) => self.take_observation(host, observation),
-            Err(error) => self.take_silence(host, fault_finding(host.name(), &error)),
+            Ok(observation) => self.apply_observation(host, observation),
+            Err(error) => self.apply_silence(host, fault_finding(host.name(), &error)),
         }
     }
 
-    fn take_observation(&self, host: &Host, observation: Observation) -> bool {
+    fn apply_observation(&self, host: &Host, observation: Observation) -> bool {
         let mut changed = false;
         host.seen.send_modify(|seen| {
             changed = !seen.reachable;
@@ -358,7 +358,7 @@ impl Inventory {
         changed
     }
 
-    fn take_silence(&self, host: &Host, trouble: Finding) -> bool {
+    fn apply_silence(&self, host: &Host, trouble: Finding) -> bool {
         let mut changed = false;
         host.seen.send_modify(|seen| {
             changed = seen.reachable || seen.trouble.is_none();
@@ -416,7 +416,7 @@ impl Inventory {
                     // What a host reported before it fell silent proves nothing. It is compared again when it answers.
                     return;
                 };
-                self.take_observation(&host, observation);
+                self.apply_observation(&host, observation);
             }
         }
         let hosts: Vec<String> = self.running_on(vm).iter().map(|host| host.record.name.clone()).collect();

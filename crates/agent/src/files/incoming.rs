@@ -121,7 +121,7 @@ fn placed(
         let (device, path) = (disk.device.clone(), storage.path(&disk.device, &disk.to)?);
         let IncomingDisk { format, virtual_size, .. } = *disk;
         let incoming_disk = IncomingImage { device, path, format, virtual_size, lifecycle: Lifecycle::Planned };
-        let held = partials.held(vm, &incoming_disk.new_file());
+        let held = partials.allocated(vm, &incoming_disk.new_file());
         let path = &incoming_disk.path;
         let takes = copy_takes(virtual_size, disk.allocated, arrives_thick(format, &disk.to));
         // No disk is put where libvirt itself puts UEFI variables, and these are small.

@@ -122,7 +122,7 @@ impl PartialCopies {
 
     /// Makes the partial copy of a disk its new file: renames it to that file's path, which must not exist. `None` if no
     /// copy fits; one of another format or size is removed. Blocks.
-    pub(crate) fn take(&self, vm: VmId, requested: &NewFile<'_>) -> Option<PartialKey> {
+    pub(crate) fn reuse(&self, vm: VmId, requested: &NewFile<'_>) -> Option<PartialKey> {
         let device = requested.device;
         let _claim = self.claim(vm, device)?;
         let record = self.record(vm, device)?;
@@ -143,7 +143,7 @@ impl PartialCopies {
     }
 
     /// The space occupied by the partial copy that would become a new file, if there is one: that much less is needed.
-    pub(crate) fn held(&self, vm: VmId, requested: &NewFile<'_>) -> ByteCount {
+    pub(crate) fn allocated(&self, vm: VmId, requested: &NewFile<'_>) -> ByteCount {
         let record = self.record(vm, requested.device).filter(|record| record.is_of(requested));
         let device = requested.path.parent().and_then(device_of);
         let record = record.filter(|record| device.is_some() && device_of(&record.path) == device);
@@ -332,24 +332,24 @@ mod tests {
         assert!(kept.len() == 1 && kept[0].starts_with(&vm(7).to_string()) && kept[0].ends_with(ENDING), "{kept:?}");
         let (partials, elsewhere) = (PartialCopies::of(records.path().to_owned()), folder.path().join("other.raw"));
         let other = NewFile { path: &elsewhere, ..disk };
-        assert!(partials.held(vm(7), &other) >= ByteCount::mib(6));
+        assert!(partials.allocated(vm(7), &other) >= ByteCount::mib(6));
         let nowhere = NewFile { path: Path::new("/proc/disk.raw"), ..disk };
-        assert_eq!(partials.held(vm(7), &nowhere), ByteCount(0), "not from here");
+        assert_eq!(partials.allocated(vm(7), &nowhere), ByteCount(0), "not from here");
         let larger = NewFile { virtual_size: ByteCount::mib(65), ..other };
-        assert_eq!(partials.held(vm(7), &larger), ByteCount(0));
-        assert!(partials.take(vm(8), &other).is_none(), "another VM's");
-        assert!(partials.take(vm(7), &other).is_some());
+        assert_eq!(partials.allocated(vm(7), &larger), ByteCount(0));
+        assert!(partials.reuse(vm(8), &other).is_none(), "another VM's");
+        assert!(partials.reuse(vm(7), &other).is_some());
         let extents = image::extents(&elsewhere, DiskFormat::Raw).expect("read");
         let data: Vec<_> = extents.iter().map(|extent| (extent.start, extent.start + extent.length)).collect();
         assert_eq!(data, [(1 << 20, 7 << 20)]);
         let mut held = vec![0; 6 << 20];
         fs::File::open(&elsewhere).expect("there").read_exact_at(&mut held, 1 << 20).expect("read");
         assert!(held.iter().all(|byte| *byte == 7), "with all it held");
-        assert_eq!(partials.take(vm(7), &other), None, "it is taken once");
+        assert_eq!(partials.reuse(vm(7), &other), None, "it is taken once");
         assert_eq!((others(folder.path(), "other.raw"), others(records.path(), "")), (vec![], vec![]));
         // Again: the record holds nothing that could name another VM's file.
         assert!(partials.keep(vm(7), &other));
-        assert!(partials.take(vm(7), &disk).is_some());
+        assert!(partials.reuse(vm(7), &disk).is_some());
     }
 
     #[test]
@@ -361,19 +361,19 @@ mod tests {
         assert!(!partials.keep(vm(9), &new_file(&empty, DiskFormat::Raw, ByteCount::mib(64))), "it holds nothing");
         let one = filled(&first);
         assert!(partials.keep(vm(9), &one));
-        assert_eq!(partials.take(vm(9), &NewFile { virtual_size: ByteCount::mib(65), ..one }), None);
+        assert_eq!(partials.reuse(vm(9), &NewFile { virtual_size: ByteCount::mib(65), ..one }), None);
         assert_eq!(partials.records(), []);
         // A file that does not match its record is not taken.
         assert!(partials.keep(vm(9), &filled(&second)));
         let kept = partials.records()[0].path.clone();
         fs::File::options().write(true).open(&kept).expect("there").set_len(65 << 20).expect("longer");
-        assert_eq!(partials.take(vm(9), &one), None);
+        assert_eq!(partials.reuse(vm(9), &one), None);
         assert!(!kept.exists() && !first.exists());
         // A raw file that was not copied to its end is extended to its size.
         assert!(partials.keep(vm(9), &filled(&third)));
         let kept = partials.records()[0].path.clone();
         fs::File::options().write(true).open(&kept).expect("there").set_len(9 << 20).expect("shorter");
-        assert!(partials.take(vm(9), &one).is_some());
+        assert!(partials.reuse(vm(9), &one).is_some());
         assert_eq!(fs::metadata(&first).expect("there").len(), 64 << 20);
         let NewFile { format, virtual_size, .. } = new_file(&qcow2, DiskFormat::Qcow2, ByteCount::mib(64));
         let record = Record { vm: vm(9), device: "vda".into(), format, virtual_size, path: qcow2, kept_at_ms: 1 };
@@ -389,12 +389,12 @@ mod tests {
         let disk = filled(&path);
         assert!(partials.keep(vm(9), &disk));
         fs::write(disk.path, "precious").expect("written");
-        assert_eq!(partials.take(vm(9), &disk), None);
+        assert_eq!(partials.reuse(vm(9), &disk), None);
         assert_eq!(fs::read(disk.path).expect("there"), b"precious");
-        assert_eq!(partials.take(vm(9), &NewFile { path: Path::new("/proc/disk.raw"), ..disk }), None);
+        assert_eq!(partials.reuse(vm(9), &NewFile { path: Path::new("/proc/disk.raw"), ..disk }), None);
         let free = folder.path().join("free.raw");
         let elsewhere = NewFile { path: &free, ..disk };
-        assert!(partials.take(vm(9), &elsewhere).is_some(), "it stayed");
+        assert!(partials.reuse(vm(9), &elsewhere).is_some(), "it stayed");
         let error = file::rename_new(&free, disk.path).expect_err("it is there");
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         // The name of a kept file is unique, whatever else is in the folder.
@@ -416,11 +416,11 @@ mod tests {
         let one = filled(&path);
         let elsewhere = NewFile { path: &free, ..one };
         let claim = partials.claim(vm(1), "vda").expect("free");
-        assert_eq!(partials.take(vm(1), &elsewhere), None);
+        assert_eq!(partials.reuse(vm(1), &elsewhere), None);
         partials.sweep(0);
         assert_eq!(partials.records().len(), 1, "the other one is removed");
         drop(claim);
-        assert!(partials.take(vm(1), &elsewhere).is_some());
+        assert!(partials.reuse(vm(1), &elsewhere).is_some());
         assert!(partials.keep(vm(1), &NewFile { device: "vdb", ..one }), "another disk");
     }
 

@@ -108,7 +108,7 @@ impl Registry {
         for index in 0..journal.task.incoming_disks().len() {
             made_to_fail("agent-make-arrival")?;
             let incoming_disk = journal.task.incoming_disks()[index].clone();
-            let partial = |file: &NewFile<'_>| self.partials.take(vm, file);
+            let partial = |file: &NewFile<'_>| self.partials.reuse(vm, file);
             incoming_disk
                 .new_file()
                 .make(owner, partial, |lifecycle| self.note_incoming(&mut journal, index, lifecycle))?;

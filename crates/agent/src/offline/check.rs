@@ -63,7 +63,7 @@ impl OfflineMoves {
                 None => ByteCount(0),
                 Some(new_file) => {
                     let part = file::allocated(new_file.path).unwrap_or_default();
-                    let held = self.partials.held(vm, &new_file).max(part);
+                    let held = self.partials.allocated(vm, &new_file).max(part);
                     ByteCount(file.allocated.0.saturating_sub(held.0))
                 }
             };

@@ -45,14 +45,14 @@ const DEFINITION_WITHIN: Duration = Duration::from_secs(60);
 const POLL_EVERY: Duration = Duration::from_millis(200);
 
 /// Receives what the source sends until the task is ended.
-pub(super) async fn take(mut acceptor: Acceptor, moves: Arc<OfflineMoves>, page: Arc<Move>) {
+pub(super) async fn receive_all(mut acceptor: Acceptor, moves: Arc<OfflineMoves>, page: Arc<Move>) {
     while let Some((channel, mut peer)) = acceptor.accept().await {
         let outcome = match channel {
             // The second name of each is used by a source that does not yet know this host's version.
             Channel::File(index) | Channel::Disk(index) => {
-                take_file(usize::from(index), &mut peer, &moves, &page).await
+                receive_file(usize::from(index), &mut peer, &moves, &page).await
             }
-            Channel::Definition | Channel::Rpc => take_definition(&mut peer, &moves, &page).await,
+            Channel::Definition | Channel::Rpc => receive_definition(&mut peer, &moves, &page).await,
             other @ (Channel::Control | Channel::Memory(_) | Channel::Partial(_)) => {
                 Err(AgentError::failed(format!("A channel {other:?} came, and none is expected")))
             }
@@ -64,7 +64,7 @@ pub(super) async fn take(mut acceptor: Acceptor, moves: Arc<OfflineMoves>, page:
     }
 }
 
-async fn take_file(
+async fn receive_file(
     index: usize,
     peer: &mut Connection,
     moves: &Arc<OfflineMoves>,
@@ -101,12 +101,16 @@ async fn take_file(
     })
 }
 
-async fn take_definition(peer: &mut Connection, moves: &Arc<OfflineMoves>, page: &Arc<Move>) -> Result<(), AgentError> {
+async fn receive_definition(
+    peer: &mut Connection,
+    moves: &Arc<OfflineMoves>,
+    page: &Arc<Move>,
+) -> Result<(), AgentError> {
     let taken = async {
         let mut text = String::new();
         (&mut *peer).take(DEFINITION_BYTES_MAX).read_to_string(&mut text).await?;
         let (moves, page) = (Arc::clone(moves), Arc::clone(page));
-        let outcome = blocking(move || moves.take_definition(&page, text)).await;
+        let outcome = blocking(move || moves.receive_definition(&page, text)).await;
         let mut verdict = vec![u8::from(outcome.is_err())];
         if let Err(error) = &outcome {
             let mut why = chain(error);
@@ -126,7 +130,7 @@ async fn take_definition(peer: &mut Connection, moves: &Arc<OfflineMoves>, page:
 
 /// Sends every file that differs, and the definition before and after them. Returns the files' fingerprints, if the
 /// destination has everything on disk, and no file was written meanwhile.
-pub(super) async fn give(
+pub(super) async fn send_all(
     config: &Config,
     hypervisor: Arc<dyn Domains>,
     page: Arc<Move>,
@@ -141,10 +145,10 @@ pub(super) async fn give(
     let fingerprints: Vec<FileFingerprint> = blocking(fingerprints_now.clone()).await?;
     let definition = move || Ok(hypervisor.definition(vm, &translate)?);
     // If the destination would refuse the definition, copying files is pointless.
-    give_definition(&dialer, blocking(definition.clone()).await?).await?;
+    send_definition(&dialer, blocking(definition.clone()).await?).await?;
     for (index, path) in (0_u16..).zip(&paths) {
         let adopted = request.destination.adopted.contains(&request.files[usize::from(index)].file.device);
-        give_file(&dialer, index, path, adopted, &page).await?;
+        send_file(&dialer, index, path, adopted, &page).await?;
     }
     let after: Vec<FileFingerprint> = blocking(fingerprints_now).await?;
     if let Some(((path, _), _)) =
@@ -157,12 +161,12 @@ pub(super) async fn give(
         )));
     }
     // The VM is still shut off, and this is its current definition.
-    give_definition(&dialer, blocking(definition).await?).await?;
+    send_definition(&dialer, blocking(definition).await?).await?;
     Ok(fingerprints)
 }
 
 /// Sends the definition. Ok promises that the destination accepts it, and has recorded what arrived of the VM.
-async fn give_definition(dialer: &Dialer, definition: String) -> Result<(), AgentError> {
+async fn send_definition(dialer: &Dialer, definition: String) -> Result<(), AgentError> {
     let exchange = async {
         let mut peer = dialer.open(Channel::Definition).await?;
         peer.write_all(definition.as_bytes()).await.map_err(WireError::Peer)?;
@@ -184,7 +188,7 @@ async fn give_definition(dialer: &Dialer, definition: String) -> Result<(), Agen
 }
 
 /// Sends a file. One that the destination already has, for a VM that shares it, is only compared.
-async fn give_file(
+async fn send_file(
     dialer: &Dialer,
     index: u16,
     path: &Path,

@@ -64,8 +64,8 @@ impl OfflineMoves {
         if !page.is_busy() {
             let acceptor = peers::listen(&self.config, request.source_pin, request.session, request.secret).await?;
             *lock(&page.address) = Some(acceptor.address().to_string());
-            let take = copy::take(acceptor, Arc::clone(&self), Arc::clone(&page));
-            *lock(&page.task) = Some(tokio::spawn(take.instrument(page.attempt().span())));
+            let receiving = copy::receive_all(acceptor, Arc::clone(&self), Arc::clone(&page));
+            *lock(&page.task) = Some(tokio::spawn(receiving.instrument(page.attempt().span())));
         }
         let address = lock(&page.address).clone().unwrap_or_default();
         let shown = |path: &Path| path.display().to_string();
@@ -81,7 +81,7 @@ impl OfflineMoves {
     }
 
     /// Accepts a received definition if this host would keep it, and creates the files that do not exist yet. Blocks.
-    pub(super) fn take_definition(&self, page: &Move, text: String) -> Result<(), AgentError> {
+    pub(super) fn receive_definition(&self, page: &Move, text: String) -> Result<(), AgentError> {
         let Task::Destination { request, roots, .. } = page.journal().task else { return Ok(()) };
         check_definition(&text, &policy(&request, roots)).map_err(|error| {
             AgentError::Hypervisor(HypervisorError::Definition { vm: request.vm, reason: error.to_string() })

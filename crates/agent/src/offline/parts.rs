@@ -55,7 +55,7 @@ pub(super) fn make_all(page: &Move, hypervisor: &dyn HostInfo, partials: &Partia
         if let Some(file) = incoming_file.new_file(of)
             && matches!(file.lifecycle, Lifecycle::Planned | Lifecycle::Making)
         {
-            let partial = |file: &_| partials.take(request.vm, file);
+            let partial = |file: &_| partials.reuse(request.vm, file);
             file.make(owner, partial, |lifecycle| note(page, index, lifecycle))?;
         }
     }

@@ -119,7 +119,7 @@ impl OfflineMoves {
             page.to_source(SourceState::Copying)?;
             let (this, copied) = (Arc::clone(self), Arc::clone(page));
             let copy = async move {
-                let outcome = copy::give(&this.config, this.hypervisor.clone(), Arc::clone(&copied)).await;
+                let outcome = copy::send_all(&this.config, this.hypervisor.clone(), Arc::clone(&copied)).await;
                 let state = match outcome {
                     Ok(fingerprints) => SourceState::Copied { fingerprints },
                     Err(error) => SourceState::Failed { error: chain(&error) },

@@ -44,7 +44,7 @@ pub async fn receive<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let outcome = take(stream, form, Arc::new(file), length, &meter, Differing::Sent).await;
+    let outcome = receive_blocks(stream, form, Arc::new(file), length, &meter, Differing::Sent).await;
     report(stream, outcome).await
 }
 
@@ -63,7 +63,7 @@ pub async fn compare<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let outcome = take(stream, form, Arc::new(file), length, &meter, Differing::Refused).await;
+    let outcome = receive_blocks(stream, form, Arc::new(file), length, &meter, Differing::Refused).await;
     report(stream, outcome).await
 }
 
@@ -88,7 +88,7 @@ async fn report<S: AsyncWrite + Unpin>(stream: &mut S, outcome: Result<(), WireE
     outcome.and(answer.await)
 }
 
-async fn take<S>(
+async fn receive_blocks<S>(
     stream: &mut S,
     form: Form,
     file: Arc<File>,

@@ -31,7 +31,7 @@ pub async fn send<S>(stream: &mut S, form: Form, file: File, meter: Arc<FileMete
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    give(stream, form, file, meter, Differing::Sent).await
+    send_blocks(stream, form, file, meter, Differing::Sent).await
 }
 
 /// Compares a file with the destination's, which is not changed; the destination calls [`compare`](super::compare). Ok
@@ -43,10 +43,10 @@ pub async fn send_same<S>(stream: &mut S, form: Form, file: File, meter: Arc<Fil
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    give(stream, form, file, meter, Differing::Refused).await
+    send_blocks(stream, form, file, meter, Differing::Refused).await
 }
 
-async fn give<S>(
+async fn send_blocks<S>(
     stream: &mut S,
     form: Form,
     file: File,

@@ -50,7 +50,7 @@ impl Link {
     /// One direction. What is under way is bounded by the rate: that of half a round trip and the queue.
     async fn pass(self, reader: OwnedReadHalf, writer: OwnedWriteHalf) -> io::Result<()> {
         let (sent, arriving) = mpsc::unbounded_channel();
-        tokio::try_join!(self.take(reader, sent), give(writer, arriving)).map(|_| ())
+        tokio::try_join!(self.take(reader, sent), send(writer, arriving)).map(|_| ())
     }
 
     async fn take(self, mut reader: OwnedReadHalf, sent: mpsc::UnboundedSender<(Instant, Vec<u8>)>) -> io::Result<()> {
@@ -73,7 +73,7 @@ impl Link {
     }
 }
 
-async fn give(mut writer: OwnedWriteHalf, mut arriving: mpsc::UnboundedReceiver<(Instant, Vec<u8>)>) -> io::Result<()> {
+async fn send(mut writer: OwnedWriteHalf, mut arriving: mpsc::UnboundedReceiver<(Instant, Vec<u8>)>) -> io::Result<()> {
     while let Some((at, piece)) = arriving.recv().await {
         sleep_until(at).await;
         writer.write_all(&piece).await?;
