@@ -89,12 +89,12 @@ impl OfflineMoves {
     /// How the file is received. Existing files are never overwritten; a shared disk may have arrived earlier with
     /// another VM.
     fn incoming(&self, vm: VmId, file: &OfflineFile, path: &Path) -> Result<IncomingFile, AgentError> {
-        let of_another = |page: &Arc<Move>| {
-            let task = page.journal().task;
+        let of_another = |record: &Arc<Move>| {
+            let task = record.journal().task;
             let goes_on = !matches!(task.stage(), Stage::Delivered | Stage::Confirmed);
             goes_on && task.vm() != vm && task.incoming_files().iter().any(|other| other.path() == path)
         };
-        let coming = self.table.all().iter().find(|page| of_another(page)).map(|page| page.journal().job);
+        let coming = self.table.all().iter().find(|record| of_another(record)).map(|record| record.journal().job);
         if let Some(job) = coming {
             return Err(refused(
                 FindingId::FileExists,

@@ -45,14 +45,14 @@ const DEFINITION_WITHIN: Duration = Duration::from_secs(60);
 const POLL_EVERY: Duration = Duration::from_millis(200);
 
 /// Receives what the source sends until the task is ended.
-pub(super) async fn receive_all(mut acceptor: Acceptor, moves: Arc<OfflineMoves>, page: Arc<Move>) {
+pub(super) async fn receive_all(mut acceptor: Acceptor, moves: Arc<OfflineMoves>, record: Arc<Move>) {
     while let Some((channel, mut peer)) = acceptor.accept().await {
         let outcome = match channel {
             // The second name of each is used by a source that does not yet know this host's version.
             Channel::File(index) | Channel::Disk(index) => {
-                receive_file(usize::from(index), &mut peer, &moves, &page).await
+                receive_file(usize::from(index), &mut peer, &moves, &record).await
             }
-            Channel::Definition | Channel::Rpc => receive_definition(&mut peer, &moves, &page).await,
+            Channel::Definition | Channel::Rpc => receive_definition(&mut peer, &moves, &record).await,
             other @ (Channel::Control | Channel::Memory(_) | Channel::Partial(_)) => {
                 Err(AgentError::failed(format!("A channel {other:?} came, and none is expected")))
             }
@@ -68,13 +68,13 @@ async fn receive_file(
     index: usize,
     peer: &mut Connection,
     moves: &Arc<OfflineMoves>,
-    page: &Arc<Move>,
+    record: &Arc<Move>,
 ) -> Result<(), AgentError> {
-    let Task::Destination { request, incoming_files, .. } = page.journal().task else { return Ok(()) };
+    let Task::Destination { request, incoming_files, .. } = record.journal().task else { return Ok(()) };
     let (Some(requested), Some(incoming_file)) = (request.files.get(index), incoming_files.get(index)) else {
         return Err(AgentError::failed(format!("File {index} came, and it is not expected")));
     };
-    page.write(|journal| {
+    record.write(|journal| {
         if let Some(state) = journal.destination().filter(|state| state.is_open()) {
             *state = DestinationState::Copying;
         }
@@ -86,7 +86,7 @@ async fn receive_file(
         }
         IncomingFile::Part { part, .. } => {
             // The previous version sends its definition last.
-            let (making, moves) = (Arc::clone(page), Arc::clone(moves));
+            let (making, moves) = (Arc::clone(record), Arc::clone(moves));
             blocking(move || parts::make_all(&making, &*moves.hypervisor, &moves.partials)).await?;
             receive(peer, form, open(part.clone(), true).await?, requested.length.0, meter).await
         }
@@ -94,7 +94,7 @@ async fn receive_file(
     taken.map_err(|error| {
         AgentError::because(format!("File {} could not be taken", incoming_file.path().display()), error)
     })?;
-    page.write(|journal| match journal.incoming(index) {
+    record.write(|journal| match journal.incoming(index) {
         Some(IncomingFile::Adopted { compared, .. }) => *compared = true,
         Some(IncomingFile::Part { lifecycle, .. }) => *lifecycle = lifecycle.then(Lifecycle::Complete),
         None => {}
@@ -104,13 +104,13 @@ async fn receive_file(
 async fn receive_definition(
     peer: &mut Connection,
     moves: &Arc<OfflineMoves>,
-    page: &Arc<Move>,
+    record: &Arc<Move>,
 ) -> Result<(), AgentError> {
     let taken = async {
         let mut text = String::new();
         (&mut *peer).take(DEFINITION_BYTES_MAX).read_to_string(&mut text).await?;
-        let (moves, page) = (Arc::clone(moves), Arc::clone(page));
-        let outcome = blocking(move || moves.receive_definition(&page, text)).await;
+        let (moves, record) = (Arc::clone(moves), Arc::clone(record));
+        let outcome = blocking(move || moves.receive_definition(&record, text)).await;
         let mut verdict = vec![u8::from(outcome.is_err())];
         if let Err(error) = &outcome {
             let mut why = chain(error);
@@ -133,9 +133,9 @@ async fn receive_definition(
 pub(super) async fn send_all(
     config: &Config,
     hypervisor: Arc<dyn Domains>,
-    page: Arc<Move>,
+    record: Arc<Move>,
 ) -> Result<Vec<FileFingerprint>, AgentError> {
-    let Task::Source { request, paths, translate, .. } = page.journal().task else { return Ok(Vec::new()) };
+    let Task::Source { request, paths, translate, .. } = record.journal().task else { return Ok(Vec::new()) };
     let dialer =
         peers::dialer(config, &request.destination.address, request.destination_pin, request.session, request.secret)?;
     let (vm, files) = (request.vm, paths.clone());
@@ -148,7 +148,7 @@ pub(super) async fn send_all(
     send_definition(&dialer, blocking(definition.clone()).await?).await?;
     for (index, path) in (0_u16..).zip(&paths) {
         let adopted = request.destination.adopted.contains(&request.files[usize::from(index)].file.device);
-        send_file(&dialer, index, path, adopted, &page).await?;
+        send_file(&dialer, index, path, adopted, &record).await?;
     }
     let after: Vec<FileFingerprint> = blocking(fingerprints_now).await?;
     if let Some(((path, _), _)) =
@@ -193,9 +193,9 @@ async fn send_file(
     index: u16,
     path: &Path,
     adopted: bool,
-    page: &Arc<Move>,
+    record: &Arc<Move>,
 ) -> Result<(), AgentError> {
-    let fault = |error: WireError| match (error, page.journal().task) {
+    let fault = |error: WireError| match (error, record.journal().task) {
         (WireError::Differs, Task::Source { request, .. }) => {
             let index = usize::from(index);
             differs(&request.files[index].file.device, Path::new(&request.destination.paths[index]))
@@ -206,7 +206,7 @@ async fn send_file(
     let mut peer = dialer.open(Channel::File(index)).await.map_err(fault)?;
     let (form, meter) = (Form::of(peer.agreed().version), Arc::<FileMeter>::default());
     let show = |stage: DiskStage| {
-        page.update_report(|known| {
+        record.update_report(|known| {
             known.wires[usize::from(index)] = meter.sent();
             let file = &mut known.files[usize::from(index)];
             file.stage = stage;

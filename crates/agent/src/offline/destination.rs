@@ -44,7 +44,7 @@ impl OfflineMoves {
         storage: HostStorage,
     ) -> Result<OfflineReady, AgentError> {
         let mounts = storage.shares.mounts(request.shares.iter().copied())?;
-        let page = match self.take_up(Attempt { job, generation, vm: request.vm }).await? {
+        let record = match self.take_up(Attempt { job, generation, vm: request.vm }).await? {
             Some(known) => known,
             None => {
                 let (this, requested) = (Arc::clone(&self), request.clone());
@@ -58,16 +58,16 @@ impl OfflineMoves {
                 self.put(Journal { job, generation, task })?
             }
         };
-        let Task::Destination { incoming_files, absent, request: requested, .. } = page.journal().task else {
+        let Task::Destination { incoming_files, absent, request: requested, .. } = record.journal().task else {
             return Err(AgentError::failed(format!("This host is the source of job {job}")));
         };
-        if !page.is_busy() {
+        if !record.is_busy() {
             let acceptor = peers::listen(&self.config, request.source_pin, request.session, request.secret).await?;
-            *lock(&page.address) = Some(acceptor.address().to_string());
-            let receiving = copy::receive_all(acceptor, Arc::clone(&self), Arc::clone(&page));
-            *lock(&page.task) = Some(tokio::spawn(receiving.instrument(page.attempt().span())));
+            *lock(&record.address) = Some(acceptor.address().to_string());
+            let receiving = copy::receive_all(acceptor, Arc::clone(&self), Arc::clone(&record));
+            *lock(&record.task) = Some(tokio::spawn(receiving.instrument(record.attempt().span())));
         }
-        let address = lock(&page.address).clone().unwrap_or_default();
+        let address = lock(&record.address).clone().unwrap_or_default();
         let shown = |path: &Path| path.display().to_string();
         let is_adopted = |file: &IncomingFile| matches!(file, IncomingFile::Adopted { .. });
         let adopted = requested.files.iter().zip(&incoming_files).filter(|(_, file)| is_adopted(file));
@@ -81,13 +81,13 @@ impl OfflineMoves {
     }
 
     /// Accepts a received definition if this host would keep it, and creates the files that do not exist yet. Blocks.
-    pub(super) fn receive_definition(&self, page: &Move, text: String) -> Result<(), AgentError> {
-        let Task::Destination { request, roots, .. } = page.journal().task else { return Ok(()) };
+    pub(super) fn receive_definition(&self, record: &Move, text: String) -> Result<(), AgentError> {
+        let Task::Destination { request, roots, .. } = record.journal().task else { return Ok(()) };
         check_definition(&text, &policy(&request, roots)).map_err(|error| {
             AgentError::Hypervisor(HypervisorError::Definition { vm: request.vm, reason: error.to_string() })
         })?;
-        parts::make_all(page, &*self.hypervisor, &self.partials)?;
-        page.write(|journal| {
+        parts::make_all(record, &*self.hypervisor, &self.partials)?;
+        record.write(|journal| {
             // The first definition comes before the files.
             let is_last = journal.task.incoming_files().iter().all(IncomingFile::has_arrived);
             if let Some(state) = journal.destination().filter(|state| is_last && state.is_open()) {
@@ -100,8 +100,8 @@ impl OfflineMoves {
     ///
     /// # Errors
     /// Why it could not be defined; [`Self::abort`] then determines which host has the VM.
-    pub(super) async fn define(&self, page: &Arc<Move>) -> Result<(), AgentError> {
-        let journal = page.journal();
+    pub(super) async fn define(&self, record: &Arc<Move>) -> Result<(), AgentError> {
+        let journal = record.journal();
         let job = journal.job;
         let stage = journal.task.stage();
         let not_yet = || Err(AgentError::failed(format!("Job {job} is not copied to this host yet: {stage:?}")));
@@ -112,7 +112,7 @@ impl OfflineMoves {
             DestinationState::Prepared | DestinationState::Copying | DestinationState::Aborted => return not_yet(),
         };
         let vm = request.vm;
-        let (hypervisor, naming) = (Arc::clone(&self.hypervisor), Arc::clone(page));
+        let (hypervisor, naming) = (Arc::clone(&self.hypervisor), Arc::clone(record));
         blocking(move || {
             parts::name_all(&naming)?;
             Ok(hypervisor.define(&definition, &policy(&request, roots))?)
@@ -120,8 +120,8 @@ impl OfflineMoves {
         .await?;
         // The VM may return: a hold of an earlier move away is over.
         hold::release(&self.config.holds_dir(), vm)?;
-        page.to_destination(DestinationState::Defined)?;
-        page.end().await;
+        record.to_destination(DestinationState::Defined)?;
+        record.end().await;
         info!("The VM is defined here");
         Ok(())
     }

@@ -107,29 +107,29 @@ impl OfflineMoves {
     /// Records a new attempt, before anything is changed for it.
     fn put(&self, journal: Journal) -> Result<Arc<Move>, AgentError> {
         attempt::journal::write(&self.folder, journal.job, &journal)?;
-        let page = Move::new(&self.folder, journal);
-        self.table.put(Arc::clone(&page));
-        Ok(page)
+        let record = Move::new(&self.folder, journal);
+        self.table.put(Arc::clone(&record));
+        Ok(record)
     }
 
     /// Ends the move before the point of no return.
     ///
     /// # Errors
     /// `job.past-pivot` if the VM is defined at the destination; the hypervisor's, if that cannot be determined.
-    async fn abort(&self, page: &Move) -> Result<(), AgentError> {
-        if self.is_here(page).await? {
+    async fn abort(&self, record: &Move) -> Result<(), AgentError> {
+        if self.is_here(record).await? {
             // It was defined by a request whose answer was lost, or that seemed to have failed.
-            page.write(|journal| {
+            record.write(|journal| {
                 if let Some(state @ DestinationState::Copied { .. }) = journal.destination() {
                     *state = DestinationState::Defined;
                 }
             })?;
-            let Journal { job, task, .. } = page.journal();
+            let Journal { job, task, .. } = record.journal();
             let message = Message::DefinedThere { vm: task.vm().to_string() };
             return Err(refused(FindingId::JobPastPivot, job, message, ByHand::LetItFinish));
         }
-        page.end().await;
-        page.write(|journal| match &mut journal.task {
+        record.end().await;
+        record.write(|journal| match &mut journal.task {
             Task::Source { state: SourceState::Failed { .. }, .. } => {}
             Task::Source { state, .. } => *state = SourceState::Aborted,
             Task::Destination { state, .. } => *state = DestinationState::Aborted,
@@ -138,8 +138,8 @@ impl OfflineMoves {
 
     /// Whether the move is past the point of no return, as far as this end knows. The journal may be slightly behind,
     /// so the hypervisor is asked if it may have been told to define the VM, which was not here before.
-    async fn is_here(&self, page: &Move) -> Result<bool, AgentError> {
-        match page.journal().task {
+    async fn is_here(&self, record: &Move) -> Result<bool, AgentError> {
+        match record.journal().task {
             Task::Source { state, .. } => Ok(matches!(state, SourceState::Confirmed { .. })),
             Task::Destination { request, state, .. } => match state {
                 DestinationState::Defined | DestinationState::Confirmed => Ok(true),
@@ -158,13 +158,13 @@ impl OfflineMoves {
     /// # Errors
     /// The hypervisor's, the file system's; `vm.running` if the VM runs at the source nevertheless; `vm.unknown` if the
     /// destination no longer has it.
-    async fn confirm(self: Arc<Self>, page: &Move, request: ConfirmRequest) -> Result<(), AgentError> {
-        let Journal { job, task, .. } = page.journal();
+    async fn confirm(self: Arc<Self>, record: &Move, request: ConfirmRequest) -> Result<(), AgentError> {
+        let Journal { job, task, .. } = record.journal();
         let stage = task.stage();
         match task {
             Task::Source { request: of, paths, state: SourceState::Copied { fingerprints }, .. } => {
                 let findings = blocking(move || self.leave(&request, &of, &paths, &fingerprints)).await?;
-                page.to_source(SourceState::Confirmed { findings })
+                record.to_source(SourceState::Confirmed { findings })
             }
             Task::Destination { request: of, state: DestinationState::Defined, .. } => {
                 blocking(move || {
@@ -175,7 +175,7 @@ impl OfflineMoves {
                     Ok(())
                 })
                 .await?;
-                page.to_destination(DestinationState::Confirmed)
+                record.to_destination(DestinationState::Confirmed)
             }
             Task::Source { .. } | Task::Destination { .. } if stage == Stage::Confirmed => Ok(()),
             Task::Source { .. } | Task::Destination { .. } => {
@@ -189,9 +189,9 @@ impl OfflineMoves {
     ///
     /// # Errors
     /// If something cannot be reverted.
-    async fn forget(&self, page: &Arc<Move>) -> Result<(), AgentError> {
-        page.end().await;
-        let Journal { job, task, .. } = page.journal();
+    async fn forget(&self, record: &Arc<Move>) -> Result<(), AgentError> {
+        record.end().await;
+        let Journal { job, task, .. } = record.journal();
         let vm = task.vm();
         match task {
             Task::Source { autostart, state, .. } => {
@@ -205,9 +205,9 @@ impl OfflineMoves {
                 }
                 hold::release(&self.config.holds_dir(), vm)?;
             }
-            Task::Destination { .. } if !self.is_here(page).await? => {
+            Task::Destination { .. } if !self.is_here(record).await? => {
                 let (hypervisor, partials, left) =
-                    (Arc::clone(&self.hypervisor), Arc::clone(&self.partials), Arc::clone(page));
+                    (Arc::clone(&self.hypervisor), Arc::clone(&self.partials), Arc::clone(record));
                 blocking(move || parts::remove_all(&left, &*hypervisor, &partials)).await?;
             }
             Task::Destination { .. } => {}
@@ -247,24 +247,24 @@ impl Participant for OfflineMoves {
 
     fn report(self: Arc<Self>, job: JobId, generation: Generation, after: u64, wait: Duration) -> Pending<Report> {
         Box::pin(async move {
-            let page = self.table.find(job, generation)?;
-            let mut known = page.known.subscribe();
+            let record = self.table.find(job, generation)?;
+            let mut known = record.known.subscribe();
             let _ = tokio::time::timeout(wait, known.wait_for(|known| known.sequence > after)).await;
-            Ok(page.report())
+            Ok(record.report())
         })
     }
 
     fn act(self: Arc<Self>, job: JobId, generation: Generation, verb: Verb) -> Pending<Report> {
         Box::pin(async move {
-            let page = self.table.find(job, generation)?;
+            let record = self.table.find(job, generation)?;
             match verb {
-                Verb::Perform => self.perform(&page)?,
-                Verb::Define => self.define(&page).await?,
-                Verb::Abort => self.abort(&page).await?,
-                Verb::Confirm(request) => self.confirm(&page, request).await?,
+                Verb::Perform => self.perform(&record)?,
+                Verb::Define => self.define(&record).await?,
+                Verb::Abort => self.abort(&record).await?,
+                Verb::Confirm(request) => self.confirm(&record, request).await?,
                 Verb::Resume | Verb::EndCopy => return Err(not_a_verb(job, verb)),
             }
-            Ok(page.report())
+            Ok(record.report())
         })
     }
 

@@ -43,20 +43,20 @@ pub(super) fn part_of(path: &Path, vm: VmId) -> PathBuf {
 ///
 /// # Errors
 /// `file.exists` if something else has the name; the file system's.
-pub(super) fn make_all(page: &Move, hypervisor: &dyn HostInfo, partials: &PartialCopies) -> Result<(), AgentError> {
+pub(super) fn make_all(record: &Move, hypervisor: &dyn HostInfo, partials: &PartialCopies) -> Result<(), AgentError> {
     // Held so that no file is created after the created ones were removed.
-    let ended = lock(&page.ended);
+    let ended = lock(&record.ended);
     if *ended {
-        return Err(AgentError::failed(format!("Job {} has ended on this host", page.journal().job)));
+        return Err(AgentError::failed(format!("Job {} has ended on this host", record.journal().job)));
     }
-    let Task::Destination { request, incoming_files, .. } = page.journal().task else { return Ok(()) };
+    let Task::Destination { request, incoming_files, .. } = record.journal().task else { return Ok(()) };
     let owner = hypervisor.process_owner()?;
     for (index, (of, incoming_file)) in request.files.iter().zip(&incoming_files).enumerate() {
         if let Some(file) = incoming_file.new_file(of)
             && matches!(file.lifecycle, Lifecycle::Planned | Lifecycle::Making)
         {
             let partial = |file: &_| partials.reuse(request.vm, file);
-            file.make(owner, partial, |lifecycle| note(page, index, lifecycle))?;
+            file.make(owner, partial, |lifecycle| note(record, index, lifecycle))?;
         }
     }
     Ok(())
@@ -66,17 +66,17 @@ pub(super) fn make_all(page: &Move, hypervisor: &dyn HostInfo, partials: &Partia
 ///
 /// # Errors
 /// `file.exists`, with the existing file untouched; the file system's.
-pub(super) fn name_all(page: &Move) -> Result<(), AgentError> {
-    for (index, incoming_file) in page.journal().task.incoming_files().iter().enumerate() {
+pub(super) fn name_all(record: &Move) -> Result<(), AgentError> {
+    for (index, incoming_file) in record.journal().task.incoming_files().iter().enumerate() {
         let IncomingFile::Part { path, part, lifecycle } = incoming_file else { continue };
         // Before it is renamed: a missing part then has its final name.
-        note(page, index, lifecycle.then(Lifecycle::HandedOver))?;
+        note(record, index, lifecycle.then(Lifecycle::HandedOver))?;
         match file::rename_new(part, path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_file() => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 // A foreign file: it must not later be mistaken for this VM's part.
-                note(page, index, lifecycle.then(Lifecycle::Complete))?;
+                note(record, index, lifecycle.then(Lifecycle::Complete))?;
                 return Err(exists(path));
             }
             Err(source) => return Err(AgentError::File { path: path.clone(), source }),
@@ -90,9 +90,9 @@ pub(super) fn name_all(page: &Move) -> Result<(), AgentError> {
 ///
 /// # Errors
 /// If it is unknown which files are in use, or a file cannot be removed.
-pub(super) fn remove_all(page: &Move, hypervisor: &dyn Domains, partials: &PartialCopies) -> Result<(), AgentError> {
-    *lock(&page.ended) = true;
-    let Task::Destination { request, incoming_files, .. } = page.journal().task else { return Ok(()) };
+pub(super) fn remove_all(record: &Move, hypervisor: &dyn Domains, partials: &PartialCopies) -> Result<(), AgentError> {
+    *lock(&record.ended) = true;
+    let Task::Destination { request, incoming_files, .. } = record.journal().task else { return Ok(()) };
     let is_left =
         |file: &IncomingFile| matches!(file, IncomingFile::Part { lifecycle, .. } if *lifecycle != Lifecycle::Planned);
     if !incoming_files.iter().any(is_left) {
@@ -102,14 +102,14 @@ pub(super) fn remove_all(page: &Move, hypervisor: &dyn Domains, partials: &Parti
     for (index, (of, incoming_file)) in request.files.iter().zip(&incoming_files).enumerate() {
         let Some(file) = incoming_file.new_file(of) else { continue };
         let lifecycle = file.remove(&used, GuestWrites::Never, |file| partials.keep(request.vm, file))?;
-        note(page, index, lifecycle)?;
+        note(record, index, lifecycle)?;
     }
     Ok(())
 }
 
 /// Records how far a file is.
-fn note(page: &Move, index: usize, to: Lifecycle) -> Result<(), AgentError> {
-    page.write(|journal| {
+fn note(record: &Move, index: usize, to: Lifecycle) -> Result<(), AgentError> {
+    record.write(|journal| {
         if let Some(IncomingFile::Part { lifecycle, .. }) = journal.incoming(index) {
             *lifecycle = to;
         }

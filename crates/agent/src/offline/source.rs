@@ -42,7 +42,7 @@ impl OfflineMoves {
         request: SendOffline,
         storage: HostStorage,
     ) -> Result<Report, AgentError> {
-        let page = match self.take_up(Attempt { job, generation, vm: request.vm }).await? {
+        let record = match self.take_up(Attempt { job, generation, vm: request.vm }).await? {
             Some(known) => known,
             None => {
                 let this = Arc::clone(&self);
@@ -51,20 +51,20 @@ impl OfflineMoves {
                 self.put(Journal { job, generation, task })?
             }
         };
-        if page.journal().source() == Some(&mut SourceState::Prepared)
-            && let Err(error) = self.hold(&page).await
+        if record.journal().source() == Some(&mut SourceState::Prepared)
+            && let Err(error) = self.hold(&record).await
         {
-            if let Err(error) = self.forget(&page).await {
+            if let Err(error) = self.forget(&record).await {
                 warn!(error = %chain(&error), "What was changed for an offline move could not be taken back");
             }
             return Err(error);
         }
-        Ok(page.report())
+        Ok(record.report())
     }
 
     /// Holds the VM at the source: from here on it keeps the state that is found. May be repeated.
-    async fn hold(&self, page: &Move) -> Result<(), AgentError> {
-        let journal = page.journal();
+    async fn hold(&self, record: &Move) -> Result<(), AgentError> {
+        let journal = record.journal();
         let Task::Source { request, autostart, .. } = journal.task else { return Ok(()) };
         let (holds, hypervisor) = (self.config.holds_dir(), Arc::clone(&self.hypervisor));
         blocking(move || {
@@ -114,10 +114,10 @@ impl OfflineMoves {
     ///
     /// # Errors
     /// If it cannot be recorded.
-    pub(super) fn perform(self: &Arc<Self>, page: &Arc<Move>) -> Result<(), AgentError> {
-        if page.journal().source() == Some(&mut SourceState::Prepared) {
-            page.to_source(SourceState::Copying)?;
-            let (this, copied) = (Arc::clone(self), Arc::clone(page));
+    pub(super) fn perform(self: &Arc<Self>, record: &Arc<Move>) -> Result<(), AgentError> {
+        if record.journal().source() == Some(&mut SourceState::Prepared) {
+            record.to_source(SourceState::Copying)?;
+            let (this, copied) = (Arc::clone(self), Arc::clone(record));
             let copy = async move {
                 let outcome = copy::send_all(&this.config, this.hypervisor.clone(), Arc::clone(&copied)).await;
                 let state = match outcome {
@@ -128,7 +128,7 @@ impl OfflineMoves {
                     warn!(error = %chain(&error), "How the offline move stands could not be written down");
                 }
             };
-            *lock(&page.task) = Some(tokio::spawn(copy.instrument(page.attempt().span())));
+            *lock(&record.task) = Some(tokio::spawn(copy.instrument(record.attempt().span())));
         }
         Ok(())
     }

@@ -42,13 +42,13 @@ const FAILED_POLLS_MAX: u32 = 300;
 pub(super) struct Move {
     folder: std::path::PathBuf,
     hypervisor: Arc<dyn Hypervisor>,
-    page: Mutex<Page>,
+    record: Mutex<Record>,
     news: watch::Sender<Report>,
     changed: Condvar,
 }
 
 /// The journal, and whether a thread performs what it says.
-struct Page {
+struct Record {
     journal: Journal,
     runs: bool,
 }
@@ -58,7 +58,7 @@ struct Ended<'a>(&'a Move);
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
-        self.0.page.lock().unwrap_or_else(PoisonError::into_inner).runs = false;
+        self.0.record.lock().unwrap_or_else(PoisonError::into_inner).runs = false;
         self.0.changed.notify_all();
     }
 }
@@ -95,7 +95,7 @@ impl From<HypervisorError> for Trouble {
 
 impl Entry for Arc<Move> {
     fn attempt(&self) -> Attempt {
-        let journal = &self.page().journal;
+        let journal = &self.record().journal;
         Attempt { job: journal.job, generation: journal.generation, vm: journal.request.vm }
     }
 }
@@ -116,22 +116,22 @@ impl Move {
         Arc::new(Self {
             folder: folder.to_owned(),
             hypervisor,
-            page: Mutex::new(Page { journal, runs: false }),
+            record: Mutex::new(Record { journal, runs: false }),
             news: watch::Sender::new(report),
             changed: Condvar::new(),
         })
     }
 
     pub(super) fn journal(&self) -> Journal {
-        self.page().journal.clone()
+        self.record().journal.clone()
     }
 
     pub(super) fn state(&self) -> State {
-        self.page().journal.state.clone()
+        self.record().journal.state.clone()
     }
 
-    fn page(&self) -> MutexGuard<'_, Page> {
-        lock(&self.page)
+    fn record(&self) -> MutexGuard<'_, Record> {
+        lock(&self.record)
     }
 
     pub(super) fn report(&self) -> Report {
@@ -145,14 +145,14 @@ impl Move {
     /// Changes the journal. It is on disk when this returns.
     pub(super) fn write(&self, change: impl FnOnce(&mut Journal)) -> Result<(), AgentError> {
         let (stage, error, findings) = {
-            let mut page = self.page();
-            let mut changed = page.journal.clone();
+            let mut record = self.record();
+            let mut changed = record.journal.clone();
             change(&mut changed);
-            if page.journal != changed {
+            if record.journal != changed {
                 attempt::journal::write(&self.folder, changed.job, &changed)?;
-                page.journal = changed;
+                record.journal = changed;
             }
-            let Journal { state, findings, .. } = &page.journal;
+            let Journal { state, findings, .. } = &record.journal;
             (state.reported(), state.error().cloned(), findings.clone())
         };
         self.update_report(|report| (report.stage, report.error, report.findings) = (stage, error, findings));
@@ -187,12 +187,12 @@ impl Move {
     /// copies.
     pub(super) fn start(self: &Arc<Self>) -> Result<(), AgentError> {
         let (job, vm) = {
-            let mut page = self.page();
-            if page.runs || page.journal.state.intent().is_none() {
+            let mut record = self.record();
+            if record.runs || record.journal.state.intent().is_none() {
                 return Ok(());
             }
-            page.runs = true;
-            (page.journal.job, page.journal.request.vm)
+            record.runs = true;
+            (record.journal.job, record.journal.request.vm)
         };
         let (this, span) = (Arc::clone(self), self.attempt().span());
         let started = std::thread::Builder::new().name(format!("storage-{job}")).spawn(move || {
@@ -207,7 +207,7 @@ impl Move {
             }
         });
         if let Err(error) = started {
-            self.page().runs = false;
+            self.record().runs = false;
             return Err(AgentError::because(format!("Could not go on with the disks of VM {vm}"), error));
         }
         Ok(())
@@ -222,7 +222,7 @@ impl Move {
             }
         })?;
         self.changed.notify_all();
-        let ended = self.changed.wait_timeout_while(self.page(), deadline, |page| page.runs);
+        let ended = self.changed.wait_timeout_while(self.record(), deadline, |record| record.runs);
         Ok(!ended.expect("nobody panics while holding it").0.runs)
     }
 
@@ -238,7 +238,7 @@ impl Move {
 
     /// Whether the thread must stop.
     fn must_end(&self) -> bool {
-        self.page().journal.state.must_end()
+        self.record().journal.state.must_end()
     }
 
     /// Ends copies that an earlier agent process was asked to end: they would otherwise continue in QEMU for ever.
@@ -264,7 +264,7 @@ impl Move {
     }
 
     fn run(&self) {
-        let mut begun = vec![false; self.page().journal.disks.len()];
+        let mut begun = vec![false; self.record().journal.disks.len()];
         let mut failed_polls = 0;
         loop {
             let outcome = self.poll(&mut begun);
@@ -289,7 +289,7 @@ impl Move {
                     return;
                 }
             }
-            let ends = self.changed.wait_timeout_while(self.page(), pause, |page| !page.journal.state.must_end());
+            let ends = self.changed.wait_timeout_while(self.record(), pause, |record| !record.journal.state.must_end());
             if ends.expect("nobody panics while holding it").0.journal.state.must_end() {
                 return;
             }

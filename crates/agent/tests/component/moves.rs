@@ -598,13 +598,14 @@ async fn a_file_that_was_made_but_not_written_down_is_removed_all_the_same() {
     let job = Job { disks: vec![vda], ..Job::new(1, 1, vm, "db", 0) };
     site.prepare_destination(&job).await.expect("ready");
     // As if the agent had died between the file and the word of it.
-    let page = site.hosts[1].config.journal_dir().join("1.json");
-    let mut journal: serde_json::Value = serde_json::from_slice(&std::fs::read(&page).expect("there")).expect("JSON");
+    let record_path = site.hosts[1].config.journal_dir().join("1.json");
+    let mut journal: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&record_path).expect("there")).expect("JSON");
     let incoming_disk = &mut journal["task"]["arrivals"][0];
     assert_eq!(incoming_disk["made"], true);
     (incoming_disk["made"], incoming_disk["mark"]) = (false.into(), "making".into());
     site.hosts[1].kill_carriers();
-    std::fs::write(&page, journal.to_string()).expect("written");
+    std::fs::write(&record_path, journal.to_string()).expect("written");
     let key = &site.key;
     site.hosts[1].restart_agent(key).await;
     site.undo_destination_only(&job).await;
