@@ -129,8 +129,8 @@ fn ensure_all(packages: &[&Package], why: &str) -> anyhow::Result<()> {
     ensure!(update.status()?.success(), "apt-get update failed");
     let suite = if missing.iter().all(|package| is_offered(package)) { None } else { Some(backports(why)?) };
     install(&names, suite.as_deref(), why)?;
-    let still: Vec<&str> = missing.iter().filter(|package| !is_good(package)).map(|package| package.name).collect();
-    ensure!(still.is_empty(), "{} could not be installed in a version that is new enough", still.join(" "));
+    let remaining: Vec<&str> = missing.iter().filter(|package| !is_good(package)).map(|package| package.name).collect();
+    ensure!(remaining.is_empty(), "{} could not be installed in a version that is new enough", remaining.join(" "));
     Ok(())
 }
 

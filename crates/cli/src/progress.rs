@@ -210,10 +210,10 @@ fn first_sentence(text: &str) -> String {
 
 fn line(progress: &Progress) -> String {
     let left = progress.left_ms.map_or_else(|| "–".to_owned(), render::duration);
-    let still = progress.downtime_ms.map(render::duration);
-    let still = still.map(|still| format!(" · downtime now {still}")).unwrap_or_default();
+    let paused = progress.downtime_ms.map(render::duration);
+    let paused = paused.map(|paused| format!(" · downtime now {paused}")).unwrap_or_default();
     format!(
-        "{} of {} · {:.0} MiB/s · dirty {:.0} MiB/s · pass {} · {left} left{still}",
+        "{} of {} · {:.0} MiB/s · dirty {:.0} MiB/s · pass {} · {left} left{paused}",
         progress.memory_done,
         progress.memory_total,
         mib(progress.rate_bytes_per_s),

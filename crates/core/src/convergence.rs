@@ -22,15 +22,15 @@ use crate::{
 
 /// How long QEMU gets to find its moment once a longer downtime is allowed.
 const PAUSE_GRACE: Duration = Duration::from_secs(60);
-/// A VM may be paused for this long beyond its downtime limit times [`STILL_FACTOR`]: for device state, a busy
+/// A VM may be paused for this long beyond its downtime limit times [`PAUSED_FACTOR`]: for device state, a busy
 /// destination, and disks that are opened over the network.
-const STILL_MARGIN: Duration = Duration::from_secs(10);
-const STILL_FACTOR: u32 = 3;
+const PAUSED_MARGIN: Duration = Duration::from_secs(10);
+const PAUSED_FACTOR: u32 = 3;
 /// How long the other end of a disk may leave every request unanswered. Copies run in the background, and no guest
 /// write waits for them; a host with much memory takes minutes to flush it to slow storage.
 const SILENT_MAX: Duration = Duration::from_secs(600);
 /// The same while the VM is paused, because the VM then waits for the disk.
-const SILENT_STILL_MAX: Duration = Duration::from_secs(25);
+const SILENT_PAUSED_MAX: Duration = Duration::from_secs(25);
 /// A disk makes progress when the remaining bytes shrink by at least this fraction of its size. Smaller steps would not
 /// finish in reasonable time.
 const STEPS: u64 = 1 << 16;
@@ -52,7 +52,7 @@ pub struct Sample {
     /// being sent yet.
     pub disk_rest: Option<Duration>,
     /// How long the VM has been paused; `None`: it runs.
-    pub still: Option<Duration>,
+    pub paused: Option<Duration>,
     /// How long a migrated disk has left all its requests unanswered; zero: it answers, or it has no pending request.
     pub silent: Duration,
 }
@@ -121,7 +121,7 @@ pub enum ConvergenceAction {
     /// End the move: it exceeds its time limit, or its disks made no progress for that long.
     EndSlow,
     /// End the move: the VM is paused for too long.
-    EndStill,
+    EndPaused,
     /// End the move: a migrated disk does not answer.
     EndSilent,
 }
@@ -129,14 +129,14 @@ pub enum ConvergenceAction {
 /// Decides what to do about a move now.
 pub fn next_action(now: &Sample) -> ConvergenceAction {
     let pause_max = Duration::from_millis(u64::from(OnStall::PAUSE_MAX_MS));
-    if now.still.is_some_and(|still| still > still_max(now.downtime_limit)) {
-        return ConvergenceAction::EndStill;
+    if now.paused.is_some_and(|paused| paused > paused_max(now.downtime_limit)) {
+        return ConvergenceAction::EndPaused;
     }
-    if now.silent > if now.still.is_some() { SILENT_STILL_MAX } else { SILENT_MAX } {
+    if now.silent > if now.paused.is_some() { SILENT_PAUSED_MAX } else { SILENT_MAX } {
         return ConvergenceAction::EndSilent;
     }
     // The VM is already paused: the move is almost done, and ending it would only prolong the pause.
-    if now.still.is_some() {
+    if now.paused.is_some() {
         return ConvergenceAction::GoOn;
     }
     let allow = |limit| ConvergenceAction::AllowDowntime { limit, memory: share(limit, now.disk_rest) };
@@ -157,8 +157,8 @@ pub fn next_action(now: &Sample) -> ConvergenceAction {
 }
 
 /// The longest pause of a VM with this downtime limit before the move is ended.
-pub fn still_max(downtime_limit: Duration) -> Duration {
-    downtime_limit.saturating_mul(STILL_FACTOR).saturating_add(STILL_MARGIN)
+pub fn paused_max(downtime_limit: Duration) -> Duration {
+    downtime_limit.saturating_mul(PAUSED_FACTOR).saturating_add(PAUSED_MARGIN)
 }
 
 #[cfg(test)]
@@ -178,10 +178,10 @@ mod tests {
             (OnStall::Autoconverge, 101, None, ConvergenceAction::EndSlow),
             (OnStall::Pause, 101, None, ConvergenceAction::AllowDowntime { limit: s(30), memory: s(30) }),
             (OnStall::Abort, 101, Some(1), ConvergenceAction::GoOn),
-            (OnStall::Abort, 50, Some(12), ConvergenceAction::EndStill),
-            (OnStall::Pause, 50, Some(12), ConvergenceAction::EndStill),
+            (OnStall::Abort, 50, Some(12), ConvergenceAction::EndPaused),
+            (OnStall::Pause, 50, Some(12), ConvergenceAction::EndPaused),
         ];
-        for (on_stall, elapsed, still, expected) in table {
+        for (on_stall, elapsed, paused, expected) in table {
             let now = Sample {
                 on_stall,
                 elapsed: s(elapsed),
@@ -189,7 +189,7 @@ mod tests {
                 downtime_limit: Duration::from_millis(300),
                 memory_limit: Duration::from_millis(300),
                 disk_rest: None,
-                still: still.map(s),
+                paused: paused.map(s),
                 silent: Duration::ZERO,
             };
             assert_eq!(next_action(&now), expected, "{now:?}");
@@ -205,13 +205,13 @@ mod tests {
             downtime_limit: s(30),
             memory_limit: s(30),
             disk_rest: Some(s(1)),
-            still: None,
+            paused: None,
             silent: Duration::ZERO,
         };
         assert_eq!(next_action(&allowed), ConvergenceAction::GoOn);
         assert_eq!(next_action(&Sample { elapsed: s(161), ..allowed }), ConvergenceAction::EndSlow);
-        assert_eq!(next_action(&Sample { still: Some(s(90)), ..allowed }), ConvergenceAction::GoOn);
-        assert_eq!(next_action(&Sample { still: Some(s(101)), ..allowed }), ConvergenceAction::EndStill);
+        assert_eq!(next_action(&Sample { paused: Some(s(90)), ..allowed }), ConvergenceAction::GoOn);
+        assert_eq!(next_action(&Sample { paused: Some(s(101)), ..allowed }), ConvergenceAction::EndPaused);
     }
 
     #[test]
@@ -224,7 +224,7 @@ mod tests {
             downtime_limit: ms(300),
             memory_limit: ms(300),
             disk_rest: None,
-            still: None,
+            paused: None,
             silent: Duration::ZERO,
         };
         let of = |memory| ConvergenceAction::AllowDowntime { limit: ms(300), memory };
@@ -243,7 +243,7 @@ mod tests {
             ("it is gone", Sample { disk_rest: Some(ms(0)), memory_limit: ms(1), ..before }, of(ms(300))),
             (
                 "too late: it stands still",
-                Sample { disk_rest: Some(s(40)), still: Some(ms(1)), ..before },
+                Sample { disk_rest: Some(s(40)), paused: Some(ms(1)), ..before },
                 ConvergenceAction::GoOn,
             ),
             ("at the time limit it ends", late, ConvergenceAction::EndSlow),
@@ -281,7 +281,7 @@ mod tests {
             downtime_limit: Duration::from_millis(300),
             memory_limit: Duration::from_millis(300),
             disk_rest: None,
-            still: None,
+            paused: None,
             silent: s(600),
         };
         let (silent, pause) = (s(601), OnStall::Pause);
@@ -289,8 +289,8 @@ mod tests {
             ("it writes out its memory for minutes", answers, ConvergenceAction::GoOn),
             ("it is silent", Sample { silent, ..answers }, ConvergenceAction::EndSilent),
             ("pausing helps nobody", Sample { silent, on_stall: pause, ..answers }, ConvergenceAction::EndSilent),
-            ("the VM waits", Sample { silent: s(26), still: Some(s(1)), ..answers }, ConvergenceAction::EndSilent),
-            ("not for long yet", Sample { silent: s(25), still: Some(s(1)), ..answers }, ConvergenceAction::GoOn),
+            ("the VM waits", Sample { silent: s(26), paused: Some(s(1)), ..answers }, ConvergenceAction::EndSilent),
+            ("not for long yet", Sample { silent: s(25), paused: Some(s(1)), ..answers }, ConvergenceAction::GoOn),
         ] {
             assert_eq!(next_action(&sample), expected, "{row}");
         }

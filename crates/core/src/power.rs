@@ -7,7 +7,7 @@ use crate::{
 
 /// Why a VM with a process does not run, and what to do about it; `None` if it runs, or has no process. `host` is where
 /// it is; pass `None` if the reader is on that host.
-pub fn stands_still<F>(vm: &VmFacts<F>, host: Option<&str>) -> Option<Finding> {
+pub fn paused_finding<F>(vm: &VmFacts<F>, host: Option<&str>) -> Option<Finding> {
     let on = || -> Phrase { host.map_or(Message::Empty, |host| Message::OnHost { host: host.to_owned() }).into() };
     let name = || vm.name.clone();
     let (id, message, fix): (_, _, Fix) = match vm.state {
@@ -55,7 +55,7 @@ pub fn not_running<F>(vm: &VmFacts<F>) -> Option<Finding> {
         let message = Message::VmShutOff { vm: name() };
         Finding::blocks(FindingId::VmNotRunning, &vm.name, message, Action::StartVmOrOffline { vm: name() })
     };
-    stands_still(vm, None).or_else(|| (vm.state == VmState::ShutOff).then(shut_off))
+    paused_finding(vm, None).or_else(|| (vm.state == VmState::ShutOff).then(shut_off))
 }
 
 /// The finding that a VM cannot be moved offline, because it has a process. `None` if it is shut off.
@@ -65,7 +65,7 @@ pub fn not_shut_off<F>(vm: &VmFacts<F>) -> Option<Finding> {
         VmState::ShutOff => return None,
         VmState::Running => (Message::VmRuns { vm: name }, Action::RunOffline.into()),
         VmState::Paused | VmState::Crashed | VmState::Suspended | VmState::Incoming => {
-            let Finding { message, fix, .. } = stands_still(vm, None)?;
+            let Finding { message, fix, .. } = paused_finding(vm, None)?;
             (Message::VmNotShutOff { vm: name, state: message.into() }, fix)
         }
     };

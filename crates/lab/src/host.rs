@@ -24,7 +24,7 @@ pub(crate) const MODULAR: &str = "FERRY_LAB_MODULAR_LIBVIRT";
 /// Settings of libvirt's clients for a modular libvirt: by default, Debian's library looks only for libvirtd.
 pub(crate) const MODULAR_CLIENT_CONF: &str = "remote_mode = \"direct\"\nuri_default = \"qemu:///system\"\n";
 /// The daemons besides the one that serves QEMU.
-const BESIDE_QEMU: [&str; 5] = ["virtnetworkd", "virtstoraged", "virtsecretd", "virtnwfilterd", "virtnodedevd"];
+const QEMU_COMPANIONS: [&str; 5] = ["virtnetworkd", "virtstoraged", "virtsecretd", "virtnwfilterd", "virtnodedevd"];
 
 /// The name of the daemon process that serves QEMU on a host.
 pub fn libvirt_daemon() -> &'static str {
@@ -171,7 +171,7 @@ impl Host {
         self.start_once("virtlogd", None)?;
         match std::env::var(MODULAR) {
             Ok(folder) => {
-                BESIDE_QEMU.iter().try_for_each(|beside| self.start_once(beside, Some(&folder)))?;
+                QEMU_COMPANIONS.iter().try_for_each(|program| self.start_once(program, Some(&folder)))?;
                 self.start_once(daemon, Some(&folder))?;
             }
             // It also listens for other hosts, as plain `virsh migrate` needs: only the firewall blocks them.
@@ -332,7 +332,7 @@ fn make_files(folder: &Path, name: &str) -> anyhow::Result<()> {
         format!("{of_all}listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\n"),
     )?;
     if std::env::var_os(MODULAR).is_some() {
-        for daemon in BESIDE_QEMU.iter().chain(&[libvirt_daemon()]) {
+        for daemon in QEMU_COMPANIONS.iter().chain(&[libvirt_daemon()]) {
             fs::write(folder.join(format!("etc-libvirt/{daemon}.conf")), &of_all)?;
         }
         fs::write(folder.join("etc-libvirt/libvirt.conf"), MODULAR_CLIENT_CONF)?;

@@ -48,7 +48,7 @@ pub(crate) struct Reserved {
     /// The new file.
     pub(crate) to: Location,
     /// Bytes that it will still occupy.
-    pub(crate) still: ByteCount,
+    pub(crate) remaining: ByteCount,
 }
 
 impl Reserved {
@@ -60,8 +60,8 @@ impl Reserved {
             Some((taken, length)) if is_real(to, taken, length, allocated) => taken,
             Some(_) | None => ByteCount(0),
         };
-        let still = ByteCount(space_needed(allocated).0.saturating_sub(taken.0));
-        Self { job, to: to.clone(), still }
+        let remaining = ByteCount(space_needed(allocated).0.saturating_sub(taken.0));
+        Self { job, to: to.clone(), remaining }
     }
 
     /// For a file on any host that occupies what was copied of its disk.
@@ -70,8 +70,8 @@ impl Reserved {
             0 => 1.0,
             total => 1.0 - copied.0.min(total) as f64 / total as f64,
         };
-        let still = ByteCount((space_needed(allocated).0 as f64 * left).ceil() as u64);
-        Self { job, to: to.clone(), still }
+        let remaining = ByteCount((space_needed(allocated).0 as f64 * left).ceil() as u64);
+        Self { job, to: to.clone(), remaining }
     }
 }
 

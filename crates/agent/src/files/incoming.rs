@@ -227,6 +227,6 @@ mod tests {
 
     /// More than any file system has.
     fn reserve(to: &Location) -> Reserved {
-        Reserved { job: JobId(7), to: to.clone(), still: ByteCount(1 << 60) }
+        Reserved { job: JobId(7), to: to.clone(), remaining: ByteCount(1 << 60) }
     }
 }

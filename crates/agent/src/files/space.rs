@@ -83,7 +83,7 @@ impl Needs {
     /// How many bytes are missing, by the device number of the file system. Claims the space, as [`Self::are_met`]
     /// does.
     pub(crate) fn missing(&self, storage: &HostStorage) -> Vec<(u64, ByteCount)> {
-        self.missing_beside(&self.others(storage))
+        self.missing_with(&self.others(storage))
     }
 
     /// What others occupy, after this was claimed.
@@ -92,14 +92,14 @@ impl Needs {
         // After the claims: a request that drops its claim has its files among the reserved ones by then.
         let reserved: Vec<(Room, JobId, ByteCount)> = (storage.reserved)()
             .iter()
-            .filter_map(|reserved| Some((room_of(storage, &reserved.to)?, reserved.job, reserved.still)))
+            .filter_map(|reserved| Some((room_of(storage, &reserved.to)?, reserved.job, reserved.remaining)))
             .collect();
         together(&claimed, &reserved)
     }
 
-    fn missing_beside(&self, others: &[(Room, JobId, ByteCount)]) -> Vec<(u64, ByteCount)> {
+    fn missing_with(&self, others: &[(Room, JobId, ByteCount)]) -> Vec<(u64, ByteCount)> {
         let one = |(room, need): (&Room, &Need)| {
-            let reserved = others.iter().filter(|(taken, ..)| taken == room).map(|(_, _, still)| still.0);
+            let reserved = others.iter().filter(|(taken, ..)| taken == room).map(|(_, _, remaining)| remaining.0);
             let needed = reserved.fold(need.needed.0, u64::saturating_add);
             (need.device, ByteCount(needed.saturating_sub(need.free.0)))
         };
@@ -109,11 +109,12 @@ impl Needs {
     fn against(&self, others: &[(Room, JobId, ByteCount)]) -> Result<(), AgentError> {
         for (room, Need { needed, free, folder, .. }) in &self.rooms {
             let here = || others.iter().filter(|(taken, ..)| taken == room);
-            let reserved: u64 = here().map(|(_, _, still)| still.0).fold(0, u64::saturating_add);
+            let reserved: u64 = here().map(|(_, _, remaining)| remaining.0).fold(0, u64::saturating_add);
             if needed.0.saturating_add(reserved) <= free.0 {
                 continue;
             }
-            let mut jobs: Vec<JobId> = here().filter(|(_, _, still)| still.0 > 0).map(|(_, job, _)| *job).collect();
+            let mut jobs: Vec<JobId> =
+                here().filter(|(_, _, remaining)| remaining.0 > 0).map(|(_, job, _)| *job).collect();
             jobs.dedup();
             let (needed_mib, free_mib) = (needed.0.div_ceil(1 << 20), free.0 >> 20);
             let (folder_name, taken_mib) = (folder.to_string(), reserved.div_ceil(1 << 20));
@@ -236,15 +237,16 @@ mod tests {
         ] {
             assert_eq!(is_real(to, mib(taken), length * MIB, mib(allocated)), real, "{to:?} {taken} {length}");
         }
-        let still = |copied, total| Reserved::copied(JobId(1), &share, mib(100), mib(copied), mib(total)).still;
-        assert_eq!(still(0, 0), space_needed(mib(100)), "nothing is known yet");
-        assert_eq!(still(200, 200), ByteCount(0));
-        assert!(still(100, 200) > mib(50) && still(100, 200) < mib(60));
+        let remaining = |copied, total| Reserved::copied(JobId(1), &share, mib(100), mib(copied), mib(total)).remaining;
+        assert_eq!(remaining(0, 0), space_needed(mib(100)), "nothing is known yet");
+        assert_eq!(remaining(200, 200), ByteCount(0));
+        assert!(remaining(100, 200) > mib(50) && remaining(100, 200) < mib(60));
     }
 
     #[test]
     fn what_fits_alone_and_not_beside_what_goes_on_is_refused_with_whose_it_is() {
-        let other = |device: u64, job: u64, still: u64| (Room::FileSystem(device), JobId(job), ByteCount(still * MIB));
+        let other =
+            |device: u64, job: u64, remaining: u64| (Room::FileSystem(device), JobId(job), ByteCount(remaining * MIB));
         for (row, rooms, others, expected) in [
             ("alone", &[(1, 60, 100)][..], &[][..], None),
             ("too much alone", &[(1, 101, 100)], &[], Some("101 MiB, and 100 MiB are free in /folder1")),
@@ -265,10 +267,10 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_told_for_each_file_system() {
-        let other = |device: u64, still: u64| (Room::FileSystem(device), JobId(7), ByteCount(still * MIB));
+        let other = |device: u64, remaining: u64| (Room::FileSystem(device), JobId(7), ByteCount(remaining * MIB));
         let needs = needs(&[(1, 60, 100), (2, 60, 50), (3, 60, 60)]);
-        assert_eq!(needs.missing_beside(&[]), [(2, ByteCount::mib(10))]);
-        let beside = [other(1, 41), other(2, 1), other(3, 0), other(4, 9)];
-        assert_eq!(needs.missing_beside(&beside), [(1, ByteCount::mib(1)), (2, ByteCount::mib(11))]);
+        assert_eq!(needs.missing_with(&[]), [(2, ByteCount::mib(10))]);
+        let others = [other(1, 41), other(2, 1), other(3, 0), other(4, 9)];
+        assert_eq!(needs.missing_with(&others), [(1, ByteCount::mib(1)), (2, ByteCount::mib(11))]);
     }
 }

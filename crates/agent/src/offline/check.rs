@@ -59,7 +59,7 @@ impl OfflineMoves {
         for file in requested {
             let path = storage.path(&file.file.device, &file.file.to)?;
             let incoming_file = self.incoming(vm, file, &path)?;
-            let still = match incoming_file.new_file(file) {
+            let remaining = match incoming_file.new_file(file) {
                 None => ByteCount(0),
                 Some(new_file) => {
                     let part = file::allocated(new_file.path).unwrap_or_default();
@@ -67,7 +67,7 @@ impl OfflineMoves {
                     ByteCount(file.allocated.0.saturating_sub(held.0))
                 }
             };
-            needs.add(storage, &file.file.to, still)?;
+            needs.add(storage, &file.file.to, remaining)?;
             if incoming_files.iter().any(|other| other.path() == path) {
                 return Err(exists(&path));
             }

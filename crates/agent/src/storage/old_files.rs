@@ -55,11 +55,11 @@ pub(super) fn keep_definition(
 ) -> Vec<Finding> {
     let (vm, name) = (journal.request.vm, &journal.request.vm_name);
     let mut findings = Vec::new();
-    let mut failed = |beside: &Path, why: Message| {
-        let (vm, file) = (name.clone(), beside.display().to_string());
+    let mut failed = |folder: &Path, why: Message| {
+        let (vm, file) = (name.clone(), folder.display().to_string());
         findings.push(Finding::warns(
             FindingId::DefinitionNotKept,
-            beside.display(),
+            folder.display(),
             Message::DefinitionNotKept { vm: vm.clone(), file, why: why.into() },
             Command::SeeToDefinition { vm },
         ));

@@ -418,7 +418,7 @@ async fn a_vm_whose_disks_are_behind_is_not_handed_over_until_they_are_not() {
         wait_until("disks leave nothing to memory", || source.downtime_limit(vm) == Some(Duration::from_millis(1)))
             .await;
         let report = site.wait_report(&job, 0, |report| {
-            report.progress.and_then(|progress| progress.downtime_ms).is_some_and(|still| still > 60_000)
+            report.progress.and_then(|progress| progress.downtime_ms).is_some_and(|ms| ms > 60_000)
         });
         assert_eq!(report.await.stage, Stage::Performing);
         if catches_up {

@@ -407,24 +407,24 @@ async fn the_copy_of_the_definition_follows_and_a_foreign_file_is_told_of() {
     let request = whole(disks.request(&[("vda", to("b/vda.raw")), ("vdb", to("other/vdb.raw"))]));
     disks.moved(1, &request).await;
     assert_eq!(disks.confirm(1).await.findings, []);
-    let beside = |folder: &str| fs::read_to_string(disks.path(folder).join("db.xml"));
-    assert!(beside("b").expect("kept").contains("b/vda.raw"));
+    let copy_in = |folder: &str| fs::read_to_string(disks.path(folder).join("db.xml"));
+    assert!(copy_in("b").expect("kept").contains("b/vda.raw"));
 
     // One disk goes on. What is kept says so: beside the disk, as long as it is there, then where it goes.
     disks.moved(2, &disks.request(&[("vdb", to("new/vdb.raw"))])).await;
     assert_eq!(disks.confirm(2).await.findings, []);
-    assert!(beside("b").expect("kept").contains("new/vdb.raw"));
+    assert!(copy_in("b").expect("kept").contains("new/vdb.raw"));
     disks.moved(4, &disks.request(&[("vda", to("other/vda.raw"))])).await;
     assert_eq!(disks.confirm(4).await.findings, []);
-    assert!(beside("other").expect("kept").contains("other/vda.raw"));
-    assert!(beside("b").is_err(), "no disk is there any more");
+    assert!(copy_in("other").expect("kept").contains("other/vda.raw"));
+    assert!(copy_in("b").is_err(), "no disk is there any more");
 
     fs::write(disks.path("a/db.xml"), "an administrator's").expect("written");
     let request = whole(disks.request(&[("vda", to("a/vda.raw")), ("vdb", to("a/vdb.raw"))]));
     disks.moved(3, &request).await;
     let report = disks.confirm(3).await;
     assert_eq!(named(&report, FindingId::DefinitionNotKept), [disks.path("a/vda.raw")], "{report:?}");
-    assert_eq!(beside("a").expect("there"), "an administrator's");
+    assert_eq!(copy_in("a").expect("there"), "an administrator's");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@ use super::facts::LiveFacts;
 use crate::{
     finding::{Action, Finding, FindingId, Message},
     id::JobId,
-    power::stands_still,
+    power::paused_finding,
     vm::{VmFacts, VmState},
 };
 
@@ -19,7 +19,7 @@ pub(super) fn state(facts: &LiveFacts<'_>) -> Option<Finding> {
             Action::StartVm { vm: vm.name.clone() },
         )),
         VmState::Running | VmState::Paused | VmState::Crashed | VmState::Suspended | VmState::Incoming => {
-            stands_still(vm, Some(source))
+            paused_finding(vm, Some(source))
         }
     }
 }

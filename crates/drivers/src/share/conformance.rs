@@ -39,15 +39,15 @@ pub struct Site<'a> {
 impl Site<'_> {
     /// A share that does not exist on the same server.
     fn missing(&self) -> ShareSource {
-        self.beside("missing")
+        self.sibling("missing")
     }
 
     /// Another share of the same server.
     fn other(&self) -> ShareSource {
-        self.beside("other")
+        self.sibling("other")
     }
 
-    fn beside(&self, name: &str) -> ShareSource {
+    fn sibling(&self, name: &str) -> ShareSource {
         let text = self.share.to_string();
         let end = text.rfind(['/', '\\']).expect("it has a name") + 1;
         format!("{}{name}", &text[..end]).parse().expect("well formed")

@@ -27,7 +27,7 @@ use crate::{
 /// After a process has ended, heartbeats in flight may be heard for this long.
 const UNDERWAY: Duration = Duration::from_millis(300);
 /// A guest that was not heard for this long was paused.
-const STILL: Duration = Duration::from_millis(60);
+const SETTLED_WITHIN: Duration = Duration::from_millis(60);
 /// How long a guest may take to crash, and how long an administrator keeps trying a start that is refused.
 const CRASH_WITHIN: Duration = Duration::from_secs(3);
 const STARTS_FOR: Duration = Duration::from_secs(5);
@@ -214,7 +214,7 @@ pub fn excuse(heard: &[Heard], act: &Act, crashed: impl FnOnce(&str) -> bool) ->
     match act.what {
         What::DestroySource => Some(format!("an administrator ended it on {}", act.host)),
         // If it was heard from the source until then, the ended process was an incomplete copy.
-        What::DestroyDestination if last.host == act.host || last.at + STILL < act.done => {
+        What::DestroyDestination if last.host == act.host || last.at + SETTLED_WITHIN < act.done => {
             Some(format!("an administrator ended it on {}", act.host))
         }
         What::Crash => Some(format!("its guest crashed on {}", act.host)),

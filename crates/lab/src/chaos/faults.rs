@@ -196,13 +196,13 @@ fn kill_before_it_hears(stage: &Stage, observer: &Observer, aim: &Aim) -> Option
     std::thread::sleep(ASKS_WITHIN);
     signal_libvirtd(source, Signal::SIGSTOP);
     let heard = observer.last(&aim.guest).filter(|heard| heard.host == source.name);
-    let stands_still = heard.is_some_and(|heard| heard.at + ASKS_WITHIN / 2 < crate::observe::now());
+    let is_paused = heard.is_some_and(|heard| heard.at + ASKS_WITHIN / 2 < crate::observe::now());
     signal_libvirtd(destination, Signal::SIGCONT);
     let is_complete = || {
         let output = destination.virsh(&["domstate", &aim.guest, "--reason"]).unwrap_or_default();
         (output.starts_with("paused") && !output.contains("migrat") && !output.contains("start")).then_some(())
     };
-    if !stands_still || wait_for("its copy is complete", FINISHES_WITHIN, is_complete).is_err() {
+    if !is_paused || wait_for("its copy is complete", FINISHES_WITHIN, is_complete).is_err() {
         signal_libvirtd(source, Signal::SIGCONT);
         return None;
     }

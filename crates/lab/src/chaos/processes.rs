@@ -52,7 +52,7 @@ pub fn has_qemu(host: &Host, guest: &str) -> bool {
 pub struct Processor {
     task: PathBuf,
     ran_ns: u64,
-    still_since: Instant,
+    idle_since: Instant,
 }
 
 impl Processor {
@@ -63,20 +63,20 @@ impl Processor {
         let is_processor =
             |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("CPU 0/"));
         let task = tasks.into_iter().find(is_processor)?;
-        Some(Self { task, ran_ns: 0, still_since: Instant::now() })
+        Some(Self { task, ran_ns: 0, idle_since: Instant::now() })
     }
 
     /// How long it has not run although nothing prevented it; `None` if it is gone. A ticker's vCPU wakes up every few
     /// milliseconds unless QEMU has stopped it.
-    pub fn stands_still(&mut self) -> Option<Duration> {
+    pub fn idle_for(&mut self) -> Option<Duration> {
         let text = fs::read_to_string(self.task.join("schedstat")).ok()?;
         let ran_ns = text.split(' ').next()?.parse().ok()?;
         let stat = fs::read_to_string(self.task.join("stat")).ok()?;
         let waits_for_its_turn = stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'));
         if ran_ns != self.ran_ns || waits_for_its_turn {
-            (self.ran_ns, self.still_since) = (ran_ns, Instant::now());
+            (self.ran_ns, self.idle_since) = (ran_ns, Instant::now());
         }
-        Some(self.still_since.elapsed())
+        Some(self.idle_since.elapsed())
     }
 }
 

@@ -283,9 +283,9 @@ impl Round<'_> {
         let Some(mut processor) = Processor::find(&self.stage.hosts()[aim.source], &aim.guest) else { return false };
         let until = Instant::now() + HAND_OVER_DEADLINE;
         while Instant::now() < until {
-            match processor.stands_still() {
+            match processor.idle_for() {
                 None => return false,
-                Some(still) if still >= STOPPED => return true,
+                Some(idle) if idle >= STOPPED => return true,
                 Some(_) => sleep(Duration::from_millis(2)),
             }
         }

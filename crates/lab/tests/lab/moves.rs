@@ -42,18 +42,18 @@ fn a_vm_goes_on_by_itself_when_its_file_server_is_back() {
     let (observer, ferry) = with_guest(&small("ticker", 101));
     ferry.files.stop().expect("stopped");
     // QEMU stops it. Until its agent has noticed that the share is down, it may resume the VM for a moment.
-    let stands_still = || {
+    let is_paused = || {
         let tried: Vec<Candidate> = ferry.json(&["vm", "migrate", "ticker", "--to", "kvm2", "--dry-run"]).ok()?;
         let found = tried[0].findings.iter().find(|finding| finding.id == FindingId::VmPaused)?;
         found.message.to_string().contains("vda could not be read or written").then_some(())
     };
-    wait_for("it is said why the VM stands still", VERIFY, stands_still).expect("QEMU stops it");
+    wait_for("it is said why the VM stands still", VERIFY, is_paused).expect("QEMU stops it");
     wait_for("the share is known to be away", SECONDS_20, || {
         let tried: Vec<Candidate> = ferry.json(&["vm", "migrate", "ticker", "--to", "kvm2", "--dry-run"]).ok()?;
         tried[0].findings.iter().any(|finding| finding.id == FindingId::ShareUnreachable).then_some(())
     })
     .expect("both hosts see it");
-    stands_still().expect("it stays so");
+    is_paused().expect("it stays so");
     ferry.files.start_daemon(&ferry.lab).expect("it serves again");
     observer.wait_verified("ticker", 1, VERIFY).expect("nobody had to run it again");
     judge(&observer.heard("ticker")).expect("nothing was lost");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ferry_core::{
     api::{agent::Power, problem::Title, server::VmView},
     finding::{ByHand, Finding, FindingId, Message},
-    power::stands_still,
+    power::paused_finding,
     preflight::busy,
     vm::VmState,
 };
@@ -43,7 +43,7 @@ pub(crate) async fn power_vm(app: &Arc<App>, reference: &str, power: Power) -> R
         }
         (Power::Start, VmState::Paused | VmState::Crashed | VmState::Suspended | VmState::Incoming)
         | (Power::Shutdown, VmState::Crashed | VmState::Suspended) => {
-            if let Some(finding) = stands_still(&vm, Some(host.name())) {
+            if let Some(finding) = paused_finding(&vm, Some(host.name())) {
                 return Err(Failure::found(title, finding));
             }
         }

@@ -142,10 +142,10 @@ async fn a_receiver_that_stands_still_bounds_what_is_accepted() {
     });
     // Nothing is read at the far end: what is accepted must come to rest at the window.
     within(async {
-        let (mut last, mut still) = (0, 0);
-        while still < 200 {
+        let (mut last, mut unchanged) = (0, 0);
+        while unchanged < 200 {
             let sent = meter.sent_plain();
-            still = if sent == last && sent > 0 { still + 1 } else { 0 };
+            unchanged = if sent == last && sent > 0 { unchanged + 1 } else { 0 };
             last = sent;
             tokio::time::timeout(Duration::from_millis(1), std::future::pending::<()>())
                 .await

@@ -216,15 +216,15 @@ impl<'a> Walk<'a> {
     /// they lie there now, otherwise to the folder of the disks.
     fn place_of_unnamed(&self, file: &VmFile) -> Option<Location> {
         let all = self.requested.all.as_ref();
-        let beside = |to: &Location| if is_file(to.path()) { to.parent() } else { to.clone() };
+        let same_folder = |to: &Location| if is_file(to.path()) { to.parent() } else { to.clone() };
         match (self.copier, file.role, &file.place) {
             (Copier::Carrier { there }, FileRole::Nvram, Location::Local { path, .. }) if is_libvirts_nvram(path) => {
                 Some(Location::Local { host: there, path: NVRAM_FOLDER.to_owned() })
             }
             (Copier::Carrier { .. }, FileRole::Nvram, _) => {
-                all.or_else(|| self.moves.first().map(|disk| &disk.to)).map(beside)
+                all.or_else(|| self.moves.first().map(|disk| &disk.to)).map(same_folder)
             }
-            (Copier::Ferry, FileRole::Nvram, _) => all.map(beside),
+            (Copier::Ferry, FileRole::Nvram, _) => all.map(same_folder),
             _ => all.cloned(),
         }
     }

@@ -92,13 +92,13 @@ fn whatever_lies_or_leads_outside_is_refused() {
         symlink(target, site.path(link)).expect("a link");
     }
     let elsewhere = |path: &str| Location::Local { host: HOST, path: path.into() };
-    let beside = elsewhere(&format!("{}/local-beside", site.folder.path().display()));
+    let outside = elsewhere(&format!("{}/local-beside", site.folder.path().display()));
     fs::create_dir(site.path("local-beside")).expect("made");
     for (location, id) in [
         (elsewhere("/etc"), Id::PlaceOutside),
         (elsewhere("/"), Id::PlaceOutside),
         (elsewhere("relative"), Id::PlaceOutside),
-        (beside, Id::PlaceOutside),
+        (outside, Id::PlaceOutside),
         (elsewhere(&site.path("mount/dir").display().to_string()), Id::PlaceOutside),
         (Location::Local { host: HostId(Uuid::from_u128(9)), path: "/etc".into() }, Id::PlaceOutside),
         (site.local("/.."), Id::PlaceOutside),

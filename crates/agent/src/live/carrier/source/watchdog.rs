@@ -7,7 +7,7 @@ use std::{
 };
 
 use ferry_core::{
-    convergence::{Answers, ConvergenceAction, Sample, next_action, still_max},
+    convergence::{Answers, ConvergenceAction, Sample, next_action, paused_max},
     disk_rest::Rest,
     error::chain,
 };
@@ -36,7 +36,7 @@ pub(super) async fn watch_over(shared: &Shared) -> ! {
             downtime_limit,
             memory_limit: *lock(&shared.memory_limit),
             disk_rest: rest.time,
-            still: stopped_at.filter(|_| !delivered).map(|at| at.elapsed()),
+            paused: stopped_at.filter(|_| !delivered).map(|at| at.elapsed()),
             silent: if delivered { Duration::ZERO } else { silent },
         });
         match action {
@@ -60,11 +60,14 @@ pub(super) async fn watch_over(shared: &Shared) -> ! {
             ConvergenceAction::EndSlow => {
                 end(shared, why_slow(shared, rest, downtime_limit)).await;
             }
-            ConvergenceAction::EndStill => {
-                let still = still_max(downtime_limit).as_secs();
+            ConvergenceAction::EndPaused => {
+                let paused = paused_max(downtime_limit).as_secs();
                 shared.cut.send_replace(true);
-                end(shared, format!("The VM stood still for {still} s at the end of the move, far longer than it may"))
-                    .await;
+                end(
+                    shared,
+                    format!("The VM stood still for {paused} s at the end of the move, far longer than it may"),
+                )
+                .await;
             }
             ConvergenceAction::EndSilent => {
                 let silent = silent.as_secs();

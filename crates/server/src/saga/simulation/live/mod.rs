@@ -396,14 +396,14 @@ impl World {
 
     /// An administrator acts by `virsh` on a VM that is paused, or that was resumed in that way.
     fn by_hand(&mut self) {
-        let still = match self.source.process {
+        let is_paused = match self.source.process {
             Presence::Off | Presence::Left => true,
             // The carrier resumes the VM when the disks are free, whichever copy had them.
             Presence::Stopped => !self.source.carrier,
             _ => false,
         };
         match self.destination.process {
-            Presence::Arrived if still && self.may_run() => {
+            Presence::Arrived if is_paused && self.may_run() => {
                 self.note("run by hand");
                 self.against = self.is_decided();
                 self.destination.process = Presence::Running;
@@ -495,13 +495,13 @@ impl World {
                     && (self.flight != Flight::Delivered
                         || !self.server.log.contains(&LogEvent::Succeeded { step: Step::Perform })) =>
             {
-                let still = match source.process {
+                let is_paused = match source.process {
                     Presence::Ended => self.ended_by_hand,
                     process => matches!(process, Presence::Off | Presence::Left | Presence::Stopped),
                 };
                 // A source that ran when it was released may have ended since.
                 let kept = source.held || self.ended_by_hand;
-                return if still && kept { Ok(false) } else { Err(self.story()) };
+                return if is_paused && kept { Ok(false) } else { Err(self.story()) };
             }
             Phase::Queued
             | Phase::Preparing
