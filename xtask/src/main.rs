@@ -30,7 +30,7 @@ enum Chore {
     Demo {
         /// Which demo: by default a live move over the share; `storage`: the disks of a running VM move.
         #[arg(value_enum)]
-        what: Option<What>,
+        what: Option<DemoKind>,
         /// Between stock hosts, whole Debian systems with Ferry's packages: over SMB, over NFS, with nothing shared,
         /// and from the previous release.
         #[arg(long, conflicts_with_all = ["what", "keep", "sabotage"])]
@@ -113,7 +113,7 @@ enum Chore {
 
 /// What a demo shows.
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum What {
+enum DemoKind {
     /// The disks of a running VM move.
     Storage,
 }
@@ -186,7 +186,7 @@ fn run(chore: Chore) -> anyhow::Result<u8> {
         }
         Chore::Demo { what, stock: false, json, keep, sabotage } => {
             let mut arguments = vec!["demo"];
-            arguments.extend(what.map(|What::Storage| "storage"));
+            arguments.extend(what.map(|DemoKind::Storage| "storage"));
             arguments.extend(json.then_some("--json"));
             arguments.extend(keep.then_some("--keep"));
             if let Some(sabotage) = sabotage {

@@ -55,7 +55,7 @@ enum Command {
     Demo {
         /// Which demo: by default a live move over the share.
         #[arg(value_enum)]
-        what: Option<What>,
+        what: Option<DemoKind>,
         /// Between stock hosts, whole Debian systems with Ferry's packages.
         #[arg(long, conflicts_with = "what")]
         stock: bool,
@@ -120,7 +120,7 @@ enum Command {
 
 /// What a demo shows.
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum What {
+enum DemoKind {
     /// Disks move while their VM runs.
     Storage,
 }
@@ -194,7 +194,7 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Command::Demo { stock: true, json, .. } => stock::demo::run(json),
-        Command::Demo { what: Some(What::Storage), json, .. } => ferry_lab::demo_storage::run(json),
+        Command::Demo { what: Some(DemoKind::Storage), json, .. } => ferry_lab::demo_storage::run(json),
         Command::Demo { what: None, stock: false, json, keep, sabotage } => ferry_lab::demo::run(json, keep, sabotage),
         Command::Bench { bench, runs, report } => ferry_lab::bench::run(bench, runs, report.as_deref()),
         Command::Chaos { runs, seed, kind, sabotage, storage, json } => {

@@ -40,7 +40,7 @@ const POLL_EVERY: Duration = Duration::from_millis(50);
 
 /// The act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum What {
+enum AdminAction {
     /// `virsh resume` on this host.
     Resume(usize),
     /// `virsh destroy` at the source.
@@ -55,7 +55,7 @@ enum What {
     Crash,
 }
 
-impl What {
+impl AdminAction {
     fn of(kind: Kind, aim: &Aim) -> Option<Self> {
         match kind {
             Kind::AdminResumeSource => Some(Self::Resume(aim.source)),
@@ -87,7 +87,7 @@ impl What {
 /// An act that had an effect on the VM.
 #[derive(Clone, Debug)]
 pub struct Act {
-    what: What,
+    what: AdminAction,
     /// The guest.
     pub guest: String,
     /// The host on which it was done.
@@ -103,17 +103,17 @@ pub struct Act {
 /// # Errors
 /// The lab fails to perform it.
 pub fn act(stage: &Stage, observer: &Observer, kind: Kind, aim: &Aim) -> anyhow::Result<Option<Act>> {
-    let Some(what) = What::of(kind, aim) else { return Ok(None) };
+    let Some(what) = AdminAction::of(kind, aim) else { return Ok(None) };
     let name = &aim.guest;
     let (source, destination) = (&stage.hosts()[aim.source], &stage.hosts()[aim.destination]);
     let (host, description) = match what {
-        What::Resume(place) => by_virsh(&stage.hosts()[place], "resume", name)?,
-        What::DestroySource => by_virsh(source, "destroy", name)?,
-        What::DestroyDestination => by_virsh(destination, "destroy", name)?,
-        What::Migrate => (destination, move_on(stage, observer, aim)?),
+        AdminAction::Resume(place) => by_virsh(&stage.hosts()[place], "resume", name)?,
+        AdminAction::DestroySource => by_virsh(source, "destroy", name)?,
+        AdminAction::DestroyDestination => by_virsh(destination, "destroy", name)?,
+        AdminAction::Migrate => (destination, move_on(stage, observer, aim)?),
         // A running server would remove the definition immediately after the process's end.
-        What::Start => (source, without_server(stage, || start_what_is_held(source, name))?),
-        What::Crash => crash(stage, aim)?,
+        AdminAction::Start => (source, without_server(stage, || start_what_is_held(source, name))?),
+        AdminAction::Crash => crash(stage, aim)?,
     };
     let act = |description| Act { what, guest: name.clone(), host: host.name.clone(), done: now(), description };
     Ok(description.map(act))
@@ -205,20 +205,20 @@ pub fn state(host: &Host, name: &str) -> Option<String> {
 /// for the host on which it was last heard.
 pub fn excuse(heard: &[Heard], act: &Act, crashed: impl FnOnce(&str) -> bool) -> Option<String> {
     let last = heard.last()?;
-    if act.what == What::Crash && crashed(&last.host) {
+    if act.what == AdminAction::Crash && crashed(&last.host) {
         return Some(format!("its guest crashed on {}", last.host));
     }
     if last.at > act.done + UNDERWAY {
         return None;
     }
     match act.what {
-        What::DestroySource => Some(format!("an administrator ended it on {}", act.host)),
+        AdminAction::DestroySource => Some(format!("an administrator ended it on {}", act.host)),
         // If it was heard from the source until then, the ended process was an incomplete copy.
-        What::DestroyDestination if last.host == act.host || last.at + SETTLED_WITHIN < act.done => {
+        AdminAction::DestroyDestination if last.host == act.host || last.at + SETTLED_WITHIN < act.done => {
             Some(format!("an administrator ended it on {}", act.host))
         }
-        What::Crash => Some(format!("its guest crashed on {}", act.host)),
-        What::DestroyDestination | What::Resume(_) | What::Migrate | What::Start => None,
+        AdminAction::Crash => Some(format!("its guest crashed on {}", act.host)),
+        AdminAction::DestroyDestination | AdminAction::Resume(_) | AdminAction::Migrate | AdminAction::Start => None,
     }
 }
 
@@ -234,13 +234,13 @@ struct Has {
 ///
 /// # Errors
 /// It is not exactly one host, or the VM is not in the state that the act left.
-fn who_has(what: What, all: &[Has]) -> Result<&str, String> {
+fn who_has(what: AdminAction, all: &[Has]) -> Result<&str, String> {
     let having: Vec<&Has> = all.iter().filter(|has| has.process || has.defined).collect();
     let places: Vec<String> = having
         .iter()
         .map(|has| format!("{} ({})", has.host, if has.process { "with a process" } else { "defined" }))
         .collect();
-    let crashed = what == What::Crash;
+    let crashed = what == AdminAction::Crash;
     match having[..] {
         [one] if one.process == crashed => Ok(&one.host),
         [_] if crashed => Err(format!("crashed and has no process any more, but is at {}", places[0])),
@@ -267,7 +267,7 @@ pub fn start_again(stage: &Stage, observer: &Observer, act: &Act) -> Vec<Case> {
     if let Err(text) = newest_data(stage, observer, name, &host.name) {
         return case(Broken::Corrupt, text);
     }
-    if act.what == What::Crash
+    if act.what == AdminAction::Crash
         && let Err(error) = host.virsh(&["destroy", name])
     {
         return case(Broken::Stuck, format!("crashed and cannot be ended on {}: {error:#}", host.name));
@@ -335,17 +335,17 @@ mod tests {
     fn only_the_end_of_the_vm_itself_excuses_its_silence() {
         // Silent since 1,000 ms; last heard from the source `a` or the destination `b`.
         for (what, at, last, done_ms, excused) in [
-            (What::DestroySource, "a", "a", 1_010, true),
-            (What::DestroySource, "a", "a", 690, false),
-            (What::DestroyDestination, "b", "b", 1_010, true),
+            (AdminAction::DestroySource, "a", "a", 1_010, true),
+            (AdminAction::DestroySource, "a", "a", 690, false),
+            (AdminAction::DestroyDestination, "b", "b", 1_010, true),
             // It was heard from the source until the copy was ended: it must continue there.
-            (What::DestroyDestination, "b", "a", 1_010, false),
+            (AdminAction::DestroyDestination, "b", "a", 1_010, false),
             // It was paused for the hand-over.
-            (What::DestroyDestination, "b", "a", 1_100, true),
-            (What::Crash, "a", "a", 1_010, true),
-            (What::Resume(0), "a", "a", 1_010, false),
-            (What::Migrate, "b", "b", 1_010, false),
-            (What::Start, "a", "b", 1_010, false),
+            (AdminAction::DestroyDestination, "b", "a", 1_100, true),
+            (AdminAction::Crash, "a", "a", 1_010, true),
+            (AdminAction::Resume(0), "a", "a", 1_010, false),
+            (AdminAction::Migrate, "b", "b", 1_010, false),
+            (AdminAction::Start, "a", "b", 1_010, false),
         ] {
             let done = Duration::from_millis(done_ms);
             let act = Act { what, guest: "vm".into(), host: at.into(), done, description: String::new() };
@@ -365,23 +365,23 @@ mod tests {
         };
         let excused =
             |what, crashed: &str| excuse(&[heard("a", 1_000)], &crash(what), |host| host == crashed).is_some();
-        assert!(excused(What::Crash, "a"));
-        assert!(!excused(What::Crash, "b"), "elsewhere");
-        assert!(!excused(What::DestroySource, "a"), "nobody had it crash");
+        assert!(excused(AdminAction::Crash, "a"));
+        assert!(!excused(AdminAction::Crash, "b"), "elsewhere");
+        assert!(!excused(AdminAction::DestroySource, "a"), "nobody had it crash");
     }
 
     #[test]
     fn a_vm_that_is_off_is_at_one_host_as_it_was_left() {
         let has = |process, defined| move |host: &str| Has { host: host.into(), process, defined };
         let (nothing, defined, process) = (has(false, false), has(false, true), has(true, true));
-        assert_eq!(who_has(What::DestroySource, &[defined("a"), nothing("b")]), Ok("a"));
-        assert_eq!(who_has(What::Crash, &[nothing("a"), process("b")]), Ok("b"));
+        assert_eq!(who_has(AdminAction::DestroySource, &[defined("a"), nothing("b")]), Ok("a"));
+        assert_eq!(who_has(AdminAction::Crash, &[nothing("a"), process("b")]), Ok("b"));
         for (what, all, word) in [
-            (What::DestroySource, [defined("a"), defined("b")], "more than one"),
-            (What::DestroySource, [nothing("a"), nothing("b")], "nowhere"),
-            (What::DestroySource, [process("a"), nothing("b")], "does not run"),
-            (What::Crash, [defined("a"), nothing("b")], "no process any more"),
-            (What::Crash, [process("a"), defined("b")], "more than one"),
+            (AdminAction::DestroySource, [defined("a"), defined("b")], "more than one"),
+            (AdminAction::DestroySource, [nothing("a"), nothing("b")], "nowhere"),
+            (AdminAction::DestroySource, [process("a"), nothing("b")], "does not run"),
+            (AdminAction::Crash, [defined("a"), nothing("b")], "no process any more"),
+            (AdminAction::Crash, [process("a"), defined("b")], "more than one"),
         ] {
             let description = who_has(what, &all).expect_err(word);
             assert!(description.contains(word), "{description}");

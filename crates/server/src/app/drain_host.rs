@@ -127,9 +127,13 @@ async fn storage_places(
 }
 
 /// How a VM would move to a host: its migrated disks, and the findings.
-type How = (Vec<DiskMove>, Vec<Finding>);
+type PlannedMove = (Vec<DiskMove>, Vec<Finding>);
 
-fn open_hosts(app: &App, candidates: &[(Candidate, Vec<DiskMove>)], requested: Option<&Host>) -> BTreeMap<HostId, How> {
+fn open_hosts(
+    app: &App,
+    candidates: &[(Candidate, Vec<DiskMove>)],
+    requested: Option<&Host>,
+) -> BTreeMap<HostId, PlannedMove> {
     let may = candidates.iter().filter(|(candidate, _)| candidate.kind.is_some());
     may.filter_map(|(candidate, migrated)| {
         let id = app.inventory.find(&candidate.host).ok()?.record.id;
@@ -143,7 +147,7 @@ fn open_hosts(app: &App, candidates: &[(Candidate, Vec<DiskMove>)], requested: O
 fn place(
     app: &App,
     source: &Host,
-    leaving: Vec<(&VmFacts, BTreeMap<HostId, How>)>,
+    leaving: Vec<(&VmFacts, BTreeMap<HostId, PlannedMove>)>,
     promised: &Promised,
     overcommit: bool,
     stay: &mut Vec<Finding>,

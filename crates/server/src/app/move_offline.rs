@@ -24,7 +24,7 @@ use crate::{
     failure::Failure,
     plan::{Kept as _, offline::OfflinePlan},
     preflight::{
-        offline::{What, check},
+        offline::{MovedFiles, check},
         places::requested,
     },
     store::NewJob,
@@ -41,7 +41,8 @@ pub(super) async fn move_offline(
     let destination = app.inventory.find(&body.destination).map_err(|finding| Failure::found(&title, finding))?;
     let moving = app.store.moving().await?.get(&vm.id).copied();
     let requested = requested(&app.store, &title, &destination, body.storage.as_ref(), &body.disks).await?;
-    let checked = check(&app.preflight, vm.id, &source, &destination, What::Requested(&requested), moving).await?;
+    let checked =
+        check(&app.preflight, vm.id, &source, &destination, MovedFiles::Requested(&requested), moving).await?;
     if body.dry_run {
         return Ok(Moved::Tried(checked.candidate(&destination)));
     }

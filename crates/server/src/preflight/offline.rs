@@ -29,7 +29,7 @@ use crate::{
 
 /// The files that move.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum What<'a> {
+pub(crate) enum MovedFiles<'a> {
     /// What the request asks for: the files are chosen by what the destination reaches now.
     Requested(&'a Requested),
     /// The files that were chosen earlier.
@@ -80,7 +80,7 @@ pub(crate) async fn check(
     vm: VmId,
     source: &Arc<Host>,
     destination: &Arc<Host>,
-    what: What<'_>,
+    what: MovedFiles<'_>,
     moving: Option<JobId>,
 ) -> Result<Checked, StoreError> {
     let inventory = &preflight.inventory;
@@ -93,8 +93,8 @@ pub(crate) async fn check(
     };
     let there = at_destination.side(destination);
     let Planned { moves: mut files, mut findings } = match what {
-        What::Requested(requested) => plan_offline(&facts, requested, |place| reaches(&there, place)),
-        What::Decided(files) => {
+        MovedFiles::Requested(requested) => plan_offline(&facts, requested, |place| reaches(&there, place)),
+        MovedFiles::Decided(files) => {
             let planned = plan_offline(&facts, &Requested::default(), |_| true);
             Planned { moves: files.to_vec(), findings: planned.findings }
         }
@@ -111,7 +111,7 @@ pub(crate) async fn check(
         });
         migrated.extend(rest);
     }
-    let decided = matches!(what, What::Decided(_));
+    let decided = matches!(what, MovedFiles::Decided(_));
     findings.extend(used_by_others(inventory, &facts, &mut files, destination.name(), decided));
     let identities =
         shares_of(&facts).into_iter().filter(|share| uses(&at_source, *share) && uses(&at_destination, *share));

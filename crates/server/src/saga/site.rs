@@ -26,7 +26,7 @@ use crate::{
     plan::{live::LivePlan, offline::OfflinePlan, storage::StoragePlan},
     preflight::{
         live::{self, MigratedDisks, Occasion},
-        offline::{self, What},
+        offline::{self, MovedFiles},
         storage::blocks_now,
         users::needed_by_others_now,
     },
@@ -158,7 +158,7 @@ impl Site for Context {
                 Ok(live::judge(preflight, vm, &asked, memory, migrated, Occasion::JobStart).await.findings)
             }
             Check::Offline(plan) => {
-                let what = What::Decided(&plan.files);
+                let what = MovedFiles::Decided(&plan.files);
                 Ok(offline::check(preflight, vm, source, destination, what, None).await?.findings)
             }
             Check::Storage(plan) => {
