@@ -78,10 +78,10 @@ fn language() -> Language {
 }
 
 /// What is said of a job. In English, and where a sentence is of a later version, as the server words it.
-pub(crate) fn summary(says: &[JobText], english: &str) -> String {
+pub(crate) fn summary(sentences: &[JobText], english: &str) -> String {
     match language() {
-        Language::Japanese if !says.is_empty() && !says.iter().any(JobText::is_unknown) => {
-            Language::Japanese.summary(says)
+        Language::Japanese if !sentences.is_empty() && !sentences.iter().any(JobText::is_unknown) => {
+            Language::Japanese.summary(sentences)
         }
         Language::English | Language::Japanese => english.to_owned(),
     }
@@ -89,8 +89,8 @@ pub(crate) fn summary(says: &[JobText], english: &str) -> String {
 
 /// Why a move to a host is possible or not.
 pub(crate) fn why(candidate: &Candidate) -> String {
-    match (language(), &candidate.says) {
-        (Language::Japanese, Some(says)) if !says.is_unknown() => Language::Japanese.message(says),
+    match (language(), &candidate.sentence) {
+        (Language::Japanese, Some(sentence)) if !sentence.is_unknown() => Language::Japanese.message(sentence),
         (Language::English | Language::Japanese, _) => candidate.why.clone(),
     }
 }

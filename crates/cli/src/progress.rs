@@ -162,7 +162,7 @@ impl Shown {
 
 /// The current activity, its details, and the progress in thousandths.
 fn now(view: &JobView, rates: &Rates) -> (String, String, u64) {
-    let summary = summary(&view.says, &view.summary);
+    let summary = summary(&view.sentences, &view.summary);
     if view.phase == Phase::Queued {
         return ("waits for its turn".to_owned(), first_sentence(&summary), 0);
     }
@@ -248,7 +248,7 @@ mod tests {
             steps: Vec::new(),
             progress: None,
             disks: Vec::new(),
-            says: Vec::new(),
+            sentences: Vec::new(),
             next: Vec::new(),
             figures: None,
             findings: Vec::new(),

@@ -233,7 +233,7 @@ pub(crate) fn job(job: &JobView) -> String {
         job.id,
         headline(job),
         job.phase.title(),
-        summary(&job.says, &job.summary),
+        summary(&job.sentences, &job.summary),
         at(job.accepted_at_ms),
         job.by
     );
@@ -254,7 +254,7 @@ pub(crate) fn job(job: &JobView) -> String {
                 child.vm_name.clone(),
                 way(&child.source, &child.destination),
                 child.phase.title().to_owned(),
-                summary(&child.says, &child.summary),
+                summary(&child.sentences, &child.summary),
             ]
         };
         let rows = job.children.iter().map(row).collect();
@@ -292,7 +292,7 @@ pub(crate) fn job(job: &JobView) -> String {
     if !job.log.is_empty() {
         text += "\nLog\n";
         for line in &job.log {
-            text += &format!("  {}  {}\n", at(line.at_ms), summary(line.says.as_slice(), &line.message));
+            text += &format!("  {}  {}\n", at(line.at_ms), summary(line.sentence.as_slice(), &line.message));
         }
     }
     text
@@ -363,7 +363,7 @@ pub(crate) fn timeline(job: &JobView) -> String {
             }
             None => (String::new(), String::new()),
         };
-        let message = summary(step.says.as_slice(), step.message.as_deref().unwrap_or_default());
+        let message = summary(step.sentence.as_slice(), step.message.as_deref().unwrap_or_default());
         vec![mark.to_owned(), step_title(job.kind, step), took, bar, message]
     };
     table(&["", "STEP", "TOOK", "WHEN", ""], job.steps.iter().map(row).collect())
@@ -389,7 +389,7 @@ mod tests {
             started_at_ms: Some(from),
             ended_at_ms: Some(to),
             message: None,
-            says: None,
+            sentence: None,
         }
     }
 
@@ -423,7 +423,7 @@ mod tests {
             steps: vec![step(Step::Preflight, 1_000, 1_100), step(Step::Perform, 1_200, 3_200)],
             progress: None,
             disks: Vec::new(),
-            says: Vec::new(),
+            sentences: Vec::new(),
             next: Vec::new(),
             figures: Some(figures),
             findings: Vec::new(),

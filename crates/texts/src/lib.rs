@@ -43,18 +43,18 @@ impl Language {
     }
 
     /// How a job stands.
-    pub fn summary(self, says: &[JobText]) -> String {
+    pub fn summary(self, sentences: &[JobText]) -> String {
         match self {
-            Self::English => english(says),
-            Self::Japanese => says.iter().map(|sentence| sentence.in_japanese()).collect(),
+            Self::English => english(sentences),
+            Self::Japanese => sentences.iter().map(|sentence| sentence.in_japanese()).collect(),
         }
     }
 
     /// A line of a job's log, or another part of a text about it.
-    pub fn job_text(self, says: &JobText) -> String {
+    pub fn job_text(self, sentence: &JobText) -> String {
         match self {
-            Self::English => says.to_string(),
-            Self::Japanese => says.in_japanese(),
+            Self::English => sentence.to_string(),
+            Self::Japanese => sentence.in_japanese(),
         }
     }
 
@@ -68,8 +68,8 @@ impl Language {
 
     /// What was attempted.
     pub fn title(self, problem: &Problem) -> String {
-        match (self, &problem.says) {
-            (Self::Japanese, Some(says)) if !says.is_unknown() => says.in_japanese(),
+        match (self, &problem.sentence) {
+            (Self::Japanese, Some(sentence)) if !sentence.is_unknown() => sentence.in_japanese(),
             (Self::English | Self::Japanese, _) => problem.title.clone(),
         }
     }

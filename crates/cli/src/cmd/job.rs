@@ -26,7 +26,7 @@ pub(crate) async fn run(command: JobCommand, client: &ServerClient, output: &Out
             };
             let ended = progress::follow(client, job, output, each).await?;
             output.data(&ended, render::job);
-            outcome(ended.id, ended.phase, summary(&ended.says, &ended.summary))?;
+            outcome(ended.id, ended.phase, summary(&ended.sentences, &ended.summary))?;
         }
         JobCommand::Cancel { job } => {
             let view = client.cancel_job(job).await?;
@@ -76,7 +76,7 @@ pub(crate) async fn accepted(
 async fn wait(job: JobId, client: &ServerClient, output: &Output) -> Result<(), Failure> {
     let ended = progress::follow(client, job, output, |_| {}).await?;
     output.data(&ended, render::job);
-    outcome(ended.id, ended.phase, summary(&ended.says, &ended.summary))
+    outcome(ended.id, ended.phase, summary(&ended.sentences, &ended.summary))
 }
 
 fn outcome(job: JobId, phase: Phase, summary: String) -> Result<(), Failure> {

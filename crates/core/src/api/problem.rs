@@ -17,8 +17,8 @@ pub struct Problem {
     /// One sentence, in English: what was attempted, and on which object.
     pub title: String,
     /// The same, as data.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub says: Option<Title>,
+    #[serde(default, rename = "says", skip_serializing_if = "Option::is_none")]
+    pub sentence: Option<Title>,
     /// HTTP status.
     pub status: u16,
     /// Findings with id, object and fix. Empty only for faults of the program itself.
@@ -39,8 +39,8 @@ impl Problem {
     pub fn refused(status: u16, title: impl Into<Title>, findings: Vec<Finding>) -> Self {
         let title = title.into();
         let text = title.to_string();
-        let says = Some(title).filter(|title| !matches!(title, Title::Text { .. }));
-        Self { kind: about_blank(), title: text, says, status, findings, detail: None }
+        let sentence = Some(title).filter(|title| !matches!(title, Title::Text { .. }));
+        Self { kind: about_blank(), title: text, sentence, status, findings, detail: None }
     }
 
     /// A fault of the program itself, with its causes.

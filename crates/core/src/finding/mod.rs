@@ -68,8 +68,8 @@ impl Finding {
     /// As it is stored: without texts, but those that have no key.
     pub fn stored(&self) -> impl Serialize + use<> {
         let mut body = Body::from(self.clone());
-        body.message.take_if(|_| body.says.is_some());
-        body.fix.take_if(|_| body.fix_says.is_some());
+        body.message.take_if(|_| body.sentence.is_some());
+        body.fix.take_if(|_| body.fix_sentence.is_some());
         body
     }
 }
@@ -94,13 +94,13 @@ struct Body {
     #[cfg_attr(feature = "schema", schema(required = true, nullable = false))]
     fix: Option<String>,
     /// What was found, as data.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, rename = "says", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schema(nullable = false))]
-    says: Option<Message>,
+    sentence: Option<Message>,
     /// What to do about it, as data.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, rename = "fix_says", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schema(nullable = false))]
-    fix_says: Option<Fix>,
+    fix_sentence: Option<Fix>,
 }
 
 impl From<Finding> for Body {
@@ -112,26 +112,26 @@ impl From<Finding> for Body {
             object,
             message: Some(message.to_string()),
             fix: Some(fix.to_string()),
-            says: Some(message).filter(|says| !matches!(says, Message::Text { .. })),
-            fix_says: Some(fix).filter(|says| !matches!(says, Fix::ByHand(ByHand::Text { .. }))),
+            sentence: Some(message).filter(|sentence| !matches!(sentence, Message::Text { .. })),
+            fix_sentence: Some(fix).filter(|sentence| !matches!(sentence, Fix::ByHand(ByHand::Text { .. }))),
         }
     }
 }
 
 impl From<Body> for Finding {
     fn from(body: Body) -> Self {
-        let Body { id, severity, object, message, fix, says, fix_says } = body;
+        let Body { id, severity, object, message, fix, sentence, fix_sentence } = body;
         // A later version's sentence is told by its own English.
-        let says = says.filter(|says| !says.is_unknown());
-        let fix_says = fix_says.filter(|says| !says.is_unknown());
+        let sentence = sentence.filter(|sentence| !sentence.is_unknown());
+        let fix_sentence = fix_sentence.filter(|sentence| !sentence.is_unknown());
         let of_text = |message| Message::Text { text: message };
         let fix_of_text = |text: Option<String>| text.map_or(ByHand::SameVersion, |text| ByHand::Text { text }).into();
         Self {
             id,
             severity,
             object,
-            message: says.unwrap_or_else(|| of_text(message.unwrap_or_else(|| id.meaning().to_owned()))),
-            fix: fix_says.unwrap_or_else(|| fix_of_text(fix)),
+            message: sentence.unwrap_or_else(|| of_text(message.unwrap_or_else(|| id.meaning().to_owned()))),
+            fix: fix_sentence.unwrap_or_else(|| fix_of_text(fix)),
         }
     }
 }
@@ -201,11 +201,11 @@ mod tests {
 
     #[test]
     fn a_sentence_of_a_later_version_is_told_in_its_english_else_by_its_id() {
-        let says = json!({"key": "vm-dreams", "args": {"vm": "web01"}});
-        let fix_says = json!({"kind": "action", "key": "wake-vm"});
+        let sentence = json!({"key": "vm-dreams", "args": {"vm": "web01"}});
+        let fix_sentence = json!({"kind": "action", "key": "wake-vm"});
         let mut new = json!({
             "id": "vm.paused", "severity": "blocks", "object": "web01", "message": "VM web01 dreams", "fix": "Wake it",
-            "says": says, "fix_says": fix_says,
+            "says": sentence, "fix_says": fix_sentence,
         });
         assert_eq!(read(new.clone()), Finding::of_text(FindingId::VmPaused, "web01", "VM web01 dreams", "Wake it"));
         let fields = new.as_object_mut().expect("an object");

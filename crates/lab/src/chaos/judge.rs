@@ -381,7 +381,7 @@ mod tests {
             steps: Vec::new(),
             progress: None,
             disks: Vec::new(),
-            says: Vec::new(),
+            sentences: Vec::new(),
             next: Vec::new(),
             figures: None,
             findings: Vec::new(),

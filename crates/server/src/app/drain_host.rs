@@ -251,7 +251,7 @@ mod tests {
             host: host.to_owned(),
             kind: None,
             why: String::new(),
-            says: None,
+            sentence: None,
             findings: whats
                 .iter()
                 .map(|what| finding(what))

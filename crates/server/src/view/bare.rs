@@ -9,7 +9,7 @@ use ferry_core::{
 use crate::store::JobRecord;
 
 /// The parts of a view that all jobs have.
-pub(super) fn bare(record: &JobRecord, phase: Phase, says: Vec<JobText>) -> JobView {
+pub(super) fn bare(record: &JobRecord, phase: Phase, sentences: Vec<JobText>) -> JobView {
     let job = &record.job;
     JobView {
         id: record.id,
@@ -23,8 +23,8 @@ pub(super) fn bare(record: &JobRecord, phase: Phase, says: Vec<JobText>) -> JobV
         attempt: 0,
         waits: None,
         phase,
-        summary: english(&says),
-        says,
+        summary: english(&sentences),
+        sentences,
         by: job.by.clone(),
         accepted_at_ms: job.accepted_at_ms,
         ended_at_ms: None,

@@ -17,8 +17,8 @@ const LOG_LINES_MAX: usize = 1000;
 pub(crate) fn lines(record: &JobRecord, log: &[LogRow]) -> Vec<LogLine> {
     let newest = &log[log.len().saturating_sub(LOG_LINES_MAX)..];
     let line = |row: &LogRow| {
-        let says = line(row, &record.job);
-        LogLine { at_ms: row.at_ms, message: says.to_string(), says: Some(says) }
+        let sentence = line(row, &record.job);
+        LogLine { at_ms: row.at_ms, message: sentence.to_string(), sentence: Some(sentence) }
     };
     newest.iter().map(line).collect()
 }

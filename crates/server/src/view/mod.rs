@@ -33,8 +33,8 @@ pub(crate) fn view(record: &JobRecord, steps: &[Step], log: &[LogRow], now: &Now
     let phase = phase(&events);
     let start = log.iter().rposition(|row| row.entry == LogEntry::Event(LogEvent::Accepted)).unwrap_or(0);
     let steps = steps.iter().map(|step| step_view(*step, &record.job, &log[start..])).collect();
-    let mut says = vec![summary(record, phase, newest_attempt(&events), now)];
-    says.extend(waits(record, phase, now));
+    let mut sentences = vec![summary(record, phase, newest_attempt(&events), now)];
+    sentences.extend(waits(record, phase, now));
     JobView {
         vm: Some(record.job.vm),
         attempt: attempt(&events),
@@ -45,7 +45,7 @@ pub(crate) fn view(record: &JobRecord, steps: &[Step], log: &[LogRow], now: &Now
         next: next(&events, now.waits()),
         figures: record.figures.filter(|_| phase == Phase::Succeeded || phase == Phase::Completing),
         ended_at_ms: log.last().filter(|_| phase.ended()).map(|row| row.at_ms),
-        ..bare(record, phase, says)
+        ..bare(record, phase, sentences)
     }
 }
 
@@ -64,14 +64,14 @@ fn step_view(step: Step, job: &NewJob, log: &[LogRow]) -> StepView {
         started_at_ms: None,
         ended_at_ms: None,
         message: None,
-        says: None,
+        sentence: None,
     };
     for (at_ms, event) in events(log) {
         let mut end = |state, why: Option<&JobText>| {
             view.state = state;
             view.ended_at_ms = Some(at_ms);
             if let Some(why) = why {
-                view.says = Some(by_name(job, why));
+                view.sentence = Some(by_name(job, why));
             }
         };
         match event {
@@ -97,7 +97,7 @@ fn step_view(step: Step, job: &NewJob, log: &[LogRow]) -> StepView {
             | LogEvent::Dismissed { .. } => {}
         }
     }
-    view.message = view.says.as_ref().map(JobText::to_string);
+    view.message = view.sentence.as_ref().map(JobText::to_string);
     view
 }
 
@@ -245,7 +245,7 @@ mod tests {
     fn a_job_that_waits_for_the_database_says_so_in_every_phase_and_nothing_else() {
         let mut log = vec![at(5, LogEvent::Accepted)];
         let now = Now { unkept: Some("the disk is full".into()), ..Now::default() };
-        let says = |log: &[LogRow], kind| {
+        let check = |log: &[LogRow], kind| {
             let mut record = record();
             record.job.kind = kind;
             let summary = view(&record, &Step::ALL, log, &now).summary;
@@ -253,13 +253,13 @@ mod tests {
             assert!(!summary.contains("not known yet"), "{summary}");
         };
         for kind in [JobKind::Live, JobKind::Storage, JobKind::Offline] {
-            says(&log, kind);
+            check(&log, kind);
         }
         for step in Step::ALL {
             log.push(at(6, LogEvent::Intent { step }));
-            says(&log, JobKind::Live);
+            check(&log, JobKind::Live);
             log.push(at(6, LogEvent::Failed { step, why: away("away") }));
-            says(&log[..log.len() - usize::from(step.class().is_taken_back())], JobKind::Live);
+            check(&log[..log.len() - usize::from(step.class().is_taken_back())], JobKind::Live);
             log.pop();
         }
     }

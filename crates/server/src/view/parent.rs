@@ -13,7 +13,7 @@ use crate::store::JobRecord;
 /// The view of a parent job: its phase is folded from those of its parts.
 pub(crate) fn view_of_parent(record: &JobRecord, children: &[JobView]) -> JobView {
     let phase = phase_of_parent(children, any_blocks(&record.job.findings));
-    let says = summary_of_parent(record, phase, children);
+    let sentences = summary_of_parent(record, phase, children);
     let children_ended = children.iter().filter_map(|child| child.ended_at_ms).max();
     let child = |child: &JobView| ChildView {
         id: child.id,
@@ -22,7 +22,7 @@ pub(crate) fn view_of_parent(record: &JobRecord, children: &[JobView]) -> JobVie
         destination: child.destination.clone(),
         phase: child.phase,
         summary: child.summary.clone(),
-        says: child.says.clone(),
+        sentences: child.sentences.clone(),
     };
     // Each part offers its own actions. Only cancel and restart apply to all parts together.
     let may = |action: JobAction| children.iter().any(|child| child.next.contains(&action));
@@ -33,7 +33,7 @@ pub(crate) fn view_of_parent(record: &JobRecord, children: &[JobView]) -> JobVie
         children: children.iter().map(child).collect(),
         attempt: 1,
         ended_at_ms: phase.ended().then(|| children_ended.unwrap_or(record.job.accepted_at_ms)),
-        ..bare(record, phase, says)
+        ..bare(record, phase, sentences)
     }
 }
 
@@ -69,8 +69,8 @@ fn summary_of_parent(record: &JobRecord, phase: Phase, children: &[JobView]) -> 
         number(cancelled).map(|count| JobText::Cancelled { count }),
     ];
     let others = Counts(others.into_iter().flatten().collect());
-    let mut says = vec![JobText::Moved { done: done as u64, count: children.len() as u64, others }];
-    says.extend(record.job.findings.iter().map(|finding| {
+    let mut sentences = vec![JobText::Moved { done: done as u64, count: children.len() as u64, others }];
+    sentences.extend(record.job.findings.iter().map(|finding| {
         let message = finding.message.clone().into();
         match finding.severity {
             Severity::Blocks => JobText::Stays { object: finding.object.clone(), why: message },
@@ -80,7 +80,7 @@ fn summary_of_parent(record: &JobRecord, phase: Phase, children: &[JobView]) -> 
     // Each part shows its own number. All of them are restarted together by this job's number.
     let may_be_restarted = phase == Phase::Failed || phase == Phase::Cancelled;
     if may_be_restarted && failed + cancelled > 0 {
-        says.push(JobText::TryThoseAgain { job: record.id });
+        sentences.push(JobText::TryThoseAgain { job: record.id });
     }
-    says
+    sentences
 }

@@ -33,11 +33,11 @@ impl Fabric<'_> {
 
     /// Waits until kvm2 has this finding about itself.
     async fn kvm2_says(&self, id: Id) {
-        let says = async || {
+        let has_finding = async || {
             let facts = self.lab.client.host("kvm2").await.expect("known").facts;
             facts.is_some_and(|facts| facts.findings.iter().any(|finding| finding.id == id))
         };
-        wait_for(id.as_str(), says).await;
+        wait_for(id.as_str(), has_finding).await;
     }
 }
 

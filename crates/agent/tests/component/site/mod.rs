@@ -211,8 +211,9 @@ impl Drop for Site {
     fn drop(&mut self) {
         let of_moves = ["storage", "offline", "live"].map(|module| format!(" ferry_agent::{module}::"));
         let is_of_a_move = |line: &String| of_moves.iter().any(|module| line.contains(module));
-        let says = |line: &String| line.contains(" move{job=") && line.contains(" vm=");
-        let bare: Vec<String> = logged().into_iter().filter(|line| is_of_a_move(line) && !says(line)).collect();
+        let names_its_move = |line: &String| line.contains(" move{job=") && line.contains(" vm=");
+        let bare: Vec<String> =
+            logged().into_iter().filter(|line| is_of_a_move(line) && !names_its_move(line)).collect();
         assert!(bare.is_empty() || std::thread::panicking(), "{bare:#?}");
     }
 }

@@ -52,8 +52,8 @@ pub struct ChildView {
     /// Where the VM is.
     pub summary: String,
     /// The same, as data.
-    #[serde(default)]
-    pub says: Vec<JobText>,
+    #[serde(default, rename = "says")]
+    pub sentences: Vec<JobText>,
 }
 
 /// One page of the records of ended jobs.
@@ -145,8 +145,8 @@ pub struct StepView {
     /// Why it failed, in English.
     pub message: Option<String>,
     /// The same, as data.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub says: Option<JobText>,
+    #[serde(default, rename = "says", skip_serializing_if = "Option::is_none")]
+    pub sentence: Option<JobText>,
 }
 
 /// A job.
@@ -178,8 +178,8 @@ pub struct JobView {
     /// Where the VM is, and what the administrator has to do, if anything; one or two sentences, in English.
     pub summary: String,
     /// The sentences of `summary`, as data.
-    #[serde(default)]
-    pub says: Vec<JobText>,
+    #[serde(default, rename = "says")]
+    pub sentences: Vec<JobText>,
     /// Who requested it.
     pub by: String,
     /// When it was accepted. Unix milliseconds.
@@ -213,8 +213,8 @@ pub struct LogLine {
     /// What happened, in English.
     pub message: String,
     /// The same, as data.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub says: Option<JobText>,
+    #[serde(default, rename = "says", skip_serializing_if = "Option::is_none")]
+    pub sentence: Option<JobText>,
 }
 
 /// A change. The SSE `id:` is its sequence number; `event:` is the variant's name.

@@ -36,8 +36,8 @@ pub struct Candidate {
     /// The reason, in one sentence in English.
     pub why: String,
     /// The same, as data.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub says: Option<Message>,
+    #[serde(default, rename = "says", skip_serializing_if = "Option::is_none")]
+    pub sentence: Option<Message>,
     /// What prevents the move, and what the user should know.
     pub findings: Vec<Finding>,
 }
