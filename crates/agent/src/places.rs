@@ -47,8 +47,10 @@ pub fn roots(agent: &Agent) -> Result<Roots, AgentError> {
 pub fn offered(agent: &Agent) -> Result<Vec<OfferedPlace>, AgentError> {
     let roots = roots(agent)?;
     let local = roots.local().map(|location| match roots.space(&location) {
-        Ok(space) => OfferedPlace { location, space, trouble: None },
-        Err(error) => OfferedPlace { location, space: None, trouble: Some(error.to_string()) },
+        Ok(space) => OfferedPlace { location, space, trouble: None, finding: None },
+        Err(error) => {
+            OfferedPlace { location, space: None, trouble: Some(error.to_string()), finding: Some(error.finding()) }
+        }
     });
     let mut places: Vec<OfferedPlace> = local.collect();
     let shares = agent.shares.watch().borrow().clone();
@@ -69,7 +71,7 @@ fn offered_share(agent: &Agent, share: &AttachedShare) -> OfferedPlace {
         Some(_) => None,
     };
     let location = Location::Share { share: share.id, path: String::new() };
-    OfferedPlace { location, space, trouble: share.trouble.clone() }
+    OfferedPlace { location, space, trouble: share.trouble.clone(), finding: share.finding.clone() }
 }
 
 /// Lists a directory.

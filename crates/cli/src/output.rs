@@ -95,6 +95,16 @@ pub(crate) fn why(candidate: &Candidate) -> String {
     }
 }
 
+/// Whether a place can be used, and why not.
+pub(crate) fn usable(trouble: Option<&str>, finding: Option<&Finding>) -> String {
+    match (language(), finding) {
+        (Language::Japanese, Some(finding)) if !finding.message.is_unknown() => {
+            Language::Japanese.message(&finding.message)
+        }
+        (Language::English | Language::Japanese, _) => trouble.unwrap_or("ok").to_owned(),
+    }
+}
+
 /// A step's title.
 pub(crate) fn step_title(kind: JobKind, step: &StepView) -> String {
     match language() {

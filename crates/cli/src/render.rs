@@ -18,7 +18,7 @@ use time::{OffsetDateTime, macros::format_description};
 
 pub(crate) use places::{places, storage_locations};
 
-use crate::output::{findings, step_title, summary, table, why};
+use crate::output::{findings, step_title, summary, table, usable, why};
 
 fn state(state: VmState) -> &'static str {
     match state {
@@ -76,7 +76,7 @@ pub(crate) fn hosts(hosts: &[HostView]) -> String {
 }
 
 fn share_state(attached: &AttachedShare) -> String {
-    attached.trouble.clone().unwrap_or_else(|| "ok".to_owned())
+    usable(attached.trouble.as_deref(), attached.finding.as_ref())
 }
 
 pub(crate) fn host(host: &HostView) -> String {

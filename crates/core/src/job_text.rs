@@ -140,6 +140,17 @@ texts! {
         Overcommitted { what: Phrase } = "{what}, which was taken by `--overcommit`.",
         TryThoseAgain { job: JobId } = "Try those again that did not move: `ferry job restart {job}`.",
 
+        // What a job changed
+        VmMovedRunning { vm: String, source: String, destination: String } = "VM {vm} moved from {source} to {destination}, running",
+        VmMovedShutOff { vm: String, source: String, destination: String } = "VM {vm} moved from {source} to {destination}, shut off",
+        FileMoved { file: String, vm: String } = "file {file} of VM {vm} moved with it",
+        DiskMoved { disk: String, vm: String, host: String, from: Part, to: Part } = "disk {disk} of VM {vm} on {host} moved from {from} to {to}",
+        DefinitionAdded { vm: String, host: String } = "definition of VM {vm} added on {host}",
+        DefinitionRemoved { vm: String, host: String } = "definition of VM {vm} removed from {host}",
+        AtPath { path: String } = "{path}",
+        OnShare { path: String, share: String } = "{path} on share {share}",
+        OnRemovedShare { path: String } = "{path} on a share that was removed",
+
         // Lines of the log
         AttemptAsked { by: String } = "{by} asked for another attempt",
         RetryAsked { by: String } = "{by} asked to try again now",

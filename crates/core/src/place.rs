@@ -90,6 +90,9 @@ pub struct OfferedPlace {
     pub space: Option<Space>,
     /// Why it cannot be used now; `None` if it can.
     pub trouble: Option<String>,
+    /// `trouble` as a finding. An agent of an earlier version omits the field.
+    #[serde(default)]
+    pub finding: Option<Finding>,
 }
 
 /// A place as an administrator writes it.

@@ -6,10 +6,10 @@ use ferry_core::{
     units::ByteCount,
 };
 
-use crate::output::table;
+use crate::output::{table, usable};
 
 pub(crate) fn storage_locations(locations: &[StorageLocation]) -> String {
-    let state = |location: &StorageLocation| location.trouble.clone().unwrap_or_else(|| "ok".to_owned());
+    let state = |location: &StorageLocation| usable(location.trouble.as_deref(), location.finding.as_ref());
     let rows = locations.iter().map(|location| vec![plain(&location.path), state(location)]).collect();
     table(&["STORAGE LOCATION", "STATE"], rows)
 }
@@ -38,7 +38,7 @@ fn offered(place: &PlaceView) -> Vec<String> {
         bytes(|space| space.free).unwrap_or_else(unknown),
         bytes(|space| space.total).unwrap_or_else(unknown),
         also_on,
-        place.offered.trouble.clone().unwrap_or_else(|| "ok".to_owned()),
+        usable(place.offered.trouble.as_deref(), place.offered.finding.as_ref()),
     ]
 }
 
@@ -111,7 +111,8 @@ mod tests {
         };
         let space = Space { total: ByteCount::gib(200), free: ByteCount::gib(80) };
         let trouble = trouble.map(str::to_owned);
-        let offered = OfferedPlace { location, space: Some(space).filter(|_| trouble.is_none()), trouble };
+        let offered =
+            OfferedPlace { location, space: Some(space).filter(|_| trouble.is_none()), trouble, finding: None };
         let also_on = share.map(|_| "kvm2".to_owned()).into_iter().collect();
         PlaceView { path: path.to_owned(), share: share.map(str::to_owned), offered, also_on }
     }

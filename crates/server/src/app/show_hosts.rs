@@ -58,18 +58,18 @@ impl Stored {
     fn storage_locations(&self, host: &Host, seen: &Seen) -> Vec<StorageLocation> {
         let (shares, attached) = (places::known(&self.shares), places::attached(seen));
         let trouble = |location: &Location| match location {
-            Location::Local { .. } => None,
+            Location::Local { .. } => (None, None),
             Location::Share { share, .. } => match attached.iter().find(|each| each.id == *share) {
-                Some(attached) => attached.trouble.clone(),
+                Some(attached) => (attached.trouble.clone(), attached.finding.clone()),
                 None => {
-                    reachable(location, host.name(), attached, &shares).err().map(|finding| finding.message.to_string())
+                    let finding = reachable(location, host.name(), attached, &shares).err();
+                    (finding.as_ref().map(|finding| finding.message.to_string()), finding)
                 }
             },
         };
-        let view = |location: &Location| StorageLocation {
-            location: location.clone(),
-            path: written(location, &shares),
-            trouble: trouble(location),
+        let view = |location: &Location| {
+            let (trouble, finding) = trouble(location);
+            StorageLocation { location: location.clone(), path: written(location, &shares), trouble, finding }
         };
         self.locations.get(&host.record.id).into_iter().flatten().map(view).collect()
     }

@@ -9,6 +9,7 @@ use ferry_core::{
     finding::{Action, Finding, FindingId, Message},
     id::JobId,
     job::JobKind,
+    job_text::{JobText, Part},
     location::Location,
     migration::Step,
 };
@@ -51,8 +52,9 @@ pub(crate) async fn audit(app: &App, since_ms: Option<u64>, after: Option<u64>) 
 }
 
 /// What a job changed, by its kind. Even a job that did not succeed may have moved disks.
-fn changes(job: &JobView, record: &JobRecord, shares: &[ShareRecord]) -> Vec<String> {
-    let (vm, source, destination) = (&job.vm_name, &job.source, &job.destination);
+fn changes(job: &JobView, record: &JobRecord, shares: &[ShareRecord]) -> Vec<JobText> {
+    let vm = || job.vm_name.clone();
+    let (source, destination) = (|| job.source.clone(), || job.destination.clone());
     let is_done = |step| job.steps.iter().any(|view| view.step == step && view.state == StepState::Done);
     let mut changes = Vec::new();
     match record.job.kind {
@@ -64,16 +66,19 @@ fn changes(job: &JobView, record: &JobRecord, shares: &[ShareRecord]) -> Vec<Str
             };
             changes.extend(requested.iter().filter(moved).map(|disk| {
                 let (from, to) = (named(&disk.from, shares), named(&disk.to, shares));
-                format!("disk {} of VM {vm} on {source} moved from {from} to {to}", disk.device)
+                JobText::DiskMoved { disk: disk.device.clone(), vm: vm(), host: source(), from, to }
             }));
         }
         JobKind::Live | JobKind::LiveVsm | JobKind::Offline if is_done(Step::Perform) => {
-            let how = if record.job.kind == JobKind::Offline { "shut off" } else { "running" };
-            changes.push(format!("VM {vm} moved from {source} to {destination}, {how}"));
-            changes.extend(job.disks.iter().map(|disk| format!("file {} of VM {vm} moved along", disk.device)));
+            let (vm_name, from, to) = (vm(), source(), destination());
+            changes.push(match record.job.kind == JobKind::Offline {
+                true => JobText::VmMovedShutOff { vm: vm_name, source: from, destination: to },
+                false => JobText::VmMovedRunning { vm: vm_name, source: from, destination: to },
+            });
+            changes.extend(job.disks.iter().map(|disk| JobText::FileMoved { file: disk.device.clone(), vm: vm() }));
             if Plan::of(record).is_ok_and(|plan| plan.is_persistent()) {
-                changes.push(format!("definition of VM {vm} added on {destination}"));
-                let removed = is_done(Step::Confirm).then(|| format!("definition of VM {vm} removed from {source}"));
+                changes.push(JobText::DefinitionAdded { vm: vm(), host: destination() });
+                let removed = is_done(Step::Confirm).then(|| JobText::DefinitionRemoved { vm: vm(), host: source() });
                 changes.extend(removed);
             }
         }
@@ -82,15 +87,15 @@ fn changes(job: &JobView, record: &JobRecord, shares: &[ShareRecord]) -> Vec<Str
     changes
 }
 
-/// A location as text for people.
-fn named(location: &Location, shares: &[ShareRecord]) -> String {
-    match location {
-        Location::Local { path, .. } => path.clone(),
+/// Where a file was or is.
+fn named(location: &Location, shares: &[ShareRecord]) -> Part {
+    Box::new(match location {
+        Location::Local { path, .. } => JobText::AtPath { path: path.clone() },
         Location::Share { share, path } => match shares.iter().find(|known| known.id == *share) {
-            Some(known) => format!("{path} on share {}", known.name),
-            None => format!("{path} on a share that was removed"),
+            Some(known) => JobText::OnShare { path: path.clone(), share: known.name.clone() },
+            None => JobText::OnRemovedShare { path: path.clone() },
         },
-    }
+    })
 }
 
 fn audit_record(record: &JobRecord, job: JobView, ended_at_ms: u64, shares: &[ShareRecord]) -> AuditRecord {

@@ -547,7 +547,7 @@ fn each_job_that_ended_leaves_a_record() {
             "definition of VM web01 added on kvm2",
             "definition of VM web01 removed from kvm1",
         ];
-        assert_eq!(record.changes, changes);
+        assert_eq!(record.changes.iter().map(ToString::to_string).collect::<Vec<_>>(), changes);
         let record = &page.records[3];
         assert!(record.changes.is_empty() && record.summary.contains("no room"), "{record:?}");
         assert!(!record.summary.contains(&vm.to_string()), "VMs are told by name: {record:?}");

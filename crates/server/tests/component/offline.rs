@@ -114,12 +114,12 @@ fn a_vm_that_is_shut_off_moves_with_its_files_and_can_be_started() {
         let record = lab.client.audit(None, None).await.expect("answered").records.pop().expect("it has ended");
         let changes = [
             "VM db moved from kvm1 to kvm2, shut off",
-            "file vda of VM db moved along",
-            "file nvram of VM db moved along",
+            "file vda of VM db moved with it",
+            "file nvram of VM db moved with it",
             "definition of VM db added on kvm2",
             "definition of VM db removed from kvm1",
         ];
-        assert_eq!(record.changes, changes);
+        assert_eq!(record.changes.iter().map(ToString::to_string).collect::<Vec<_>>(), changes);
         lab.client.start_vm("db").await.expect("started");
         assert_eq!(kvm2.hypervisor.vm(vm).expect("reachable").expect("there").state, VmState::Running);
     });

@@ -96,7 +96,8 @@ fn disks_move_to_the_host_and_one_comes_back() {
             let new = new(&kvm1, &format!("{disk}.raw"));
             format!("disk {disk} of VM db on kvm1 moved from db/{disk}.raw on share vms to {}", new.display())
         };
-        assert_eq!(record.changes, [moved("vda"), moved("vdb")]);
+        let changes: Vec<_> = record.changes.iter().map(ToString::to_string).collect();
+        assert_eq!(changes, [moved("vda"), moved("vdb")]);
         let figures = job.figures.expect("known");
         assert!(figures.allocated_source.0 > 0 && figures.allocated_destination.0 > 0, "{figures:?}");
         assert_eq!(in_use(&kvm1, vm), [new(&kvm1, "vda.raw"), new(&kvm1, "vdb.raw")]);

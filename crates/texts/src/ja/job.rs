@@ -111,6 +111,17 @@ catalogue! { JobText:
     Overcommitted { what } = "{what}（`--overcommit` により許可）。",
     TryThoseAgain { job } = "移行しなかったものを再実行するには `ferry job restart {job}` を実行してください。",
 
+    // What a job changed
+    VmMovedRunning { vm, source, destination } = "VM {vm} を動作したまま {source} から {destination} へ移行しました",
+    VmMovedShutOff { vm, source, destination } = "停止している VM {vm} を {source} から {destination} へ移行しました",
+    FileMoved { file, vm } = "VM {vm} のファイル {file} も移動しました",
+    DiskMoved { disk, vm, host, from, to } = "ホスト {host} の VM {vm} のディスク {disk} を {from} から {to} へ移動しました",
+    DefinitionAdded { vm, host } = "VM {vm} の定義を {host} に追加しました",
+    DefinitionRemoved { vm, host } = "VM {vm} の定義を {host} から削除しました",
+    AtPath { path } = "{path}",
+    OnShare { path, share } = "共有 {share} の {path}",
+    OnRemovedShare { path } = "削除された共有の {path}",
+
     // Lines of the log
     AttemptAsked { by } = "{by} が次の試行を要求しました",
     RetryAsked { by } = "{by} がすぐに再試行するよう要求しました",

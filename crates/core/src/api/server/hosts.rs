@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     admission::Limits,
+    finding::Finding,
     host::HostFacts,
     id::{HostId, JobId, VmId},
     location::Location,
@@ -71,6 +72,9 @@ pub struct StorageLocation {
     pub path: String,
     /// Why the share it lies on cannot be used on the host now; `None` if it can.
     pub trouble: Option<String>,
+    /// `trouble` as a finding. A server of an earlier version omits the field.
+    #[serde(default)]
+    pub finding: Option<Finding>,
 }
 
 /// Adds a storage location to a host; at most 32.

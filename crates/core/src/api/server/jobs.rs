@@ -101,7 +101,7 @@ pub struct AuditRecord {
     /// Downtime in milliseconds.
     pub downtime_ms: Option<u64>,
     /// What the job changed, and where.
-    pub changes: Vec<String>,
+    pub changes: Vec<JobText>,
     /// Why it did not succeed, and where the VM is.
     pub summary: String,
     /// Whether the user accepted that the destination may have too little memory.
