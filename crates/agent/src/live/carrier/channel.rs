@@ -6,9 +6,15 @@ use tracing::{error, info};
 
 use super::board::Board;
 
-/// Logs why a channel ended; returns the reason if it failed. Once the move has ended, the other side may disconnect in
-/// any way.
-pub(super) fn channel_ended(name: &str, outcome: Result<(), WireError>, board: &Board) -> Option<String> {
+/// Logs why a channel ended; returns the reason if it failed. It is an error only where the failure began: a move that is
+/// being ended (`is_ending`) or has ended takes its channels with it in any way, and an end that was told by the other one
+/// that it gives up finds the reason logged there.
+pub(super) fn channel_ended(
+    name: &str,
+    outcome: Result<(), WireError>,
+    board: &Board,
+    is_ending: bool,
+) -> Option<String> {
     match outcome {
         Ok(()) => {
             info!(channel = name, "Channel is complete");
@@ -16,9 +22,18 @@ pub(super) fn channel_ended(name: &str, outcome: Result<(), WireError>, board: &
         }
         Err(error) => {
             let reason = chain(&error);
+            let began_elsewhere = is_ending || matches!(error, WireError::Aborted(_));
             match board.known().stage {
-                Stage::Prepared | Stage::Performing => error!(channel = name, error = %reason, "Channel failed"),
-                Stage::Delivered | Stage::Resumed | Stage::Confirmed | Stage::Failed | Stage::Aborted => {
+                Stage::Prepared | Stage::Performing if !began_elsewhere => {
+                    error!(channel = name, error = %reason, "Channel failed");
+                }
+                Stage::Prepared
+                | Stage::Performing
+                | Stage::Delivered
+                | Stage::Resumed
+                | Stage::Confirmed
+                | Stage::Failed
+                | Stage::Aborted => {
                     info!(channel = name, error = %reason, "Channel ended with the move");
                 }
             }

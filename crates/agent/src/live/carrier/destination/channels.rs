@@ -183,7 +183,7 @@ fn bulk_options(peer: &Connection, shared: &Shared, meter: &Arc<Meter>) -> Optio
 async fn until_cut(name: &str, shared: &Shared, carried: impl Future<Output = Result<(), WireError>>) {
     let mut cut = shared.cut.subscribe();
     tokio::select! {
-        outcome = carried => drop(channel_ended(name, outcome, &shared.board)),
+        outcome = carried => drop(channel_ended(name, outcome, &shared.board, false)),
         // The sender lives as long as the object that contains it.
         _ = cut.wait_for(|cut| *cut) => warn!(channel = name, "The channel was ended with the move"),
     }

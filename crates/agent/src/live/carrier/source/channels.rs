@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use super::{
     handover,
-    state::{Shared, cut},
+    state::{Shared, cut, is_ending},
 };
 use crate::{AgentError, confinement::selinux, live::carrier::channel::channel_ended, lock::lock, records};
 
@@ -84,7 +84,7 @@ pub(super) async fn carry_rpc(listener: UnixListener, shared: Arc<Shared>) {
         let ended = Arc::clone(&shared);
         shared.board.spawn(async move {
             let reason = tokio::select! {
-                outcome = peer.carry(reader, writer, options) => channel_ended("rpc", outcome, &ended.board),
+                outcome = peer.carry(reader, writer, options) => channel_ended("rpc", outcome, &ended.board, is_ending(&ended)),
                 () = cut(&ended) => Some("it was ended with the move".to_owned()),
             };
             if let Some(reason) = reason {
@@ -125,7 +125,7 @@ pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Chann
         let ended = Arc::clone(&shared);
         shared.board.spawn(async move {
             tokio::select! {
-                outcome = peer.carry(reader, writer, options) => drop(channel_ended(name, outcome, &ended.board)),
+                outcome = peer.carry(reader, writer, options) => drop(channel_ended(name, outcome, &ended.board, is_ending(&ended))),
                 () = cut(&ended) => warn!(channel = name, "The channel was ended with the move"),
             }
             if let Some(index) = disk {

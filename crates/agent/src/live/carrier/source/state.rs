@@ -73,6 +73,11 @@ pub(super) async fn ask_to_abort(board: &Board) {
     }
 }
 
+/// Whether the move is being ended, by whomever.
+pub(super) fn is_ending(shared: &Shared) -> bool {
+    shared.aborting.load(Ordering::SeqCst)
+}
+
 /// Returns when the channels of this move must end.
 pub(super) async fn cut(shared: &Shared) {
     let mut cut = shared.cut.subscribe();
