@@ -99,15 +99,22 @@ enum Chore {
     Bench {
         /// What to measure: `base` is one move of a ticker guest of 512 MiB; `link` is one of 2 GiB over long links;
         /// `storage` is moves of disks, on one host and between two that share nothing; `jobs` is the cost of the
-        /// server's jobs.
+        /// server's jobs. `live-200m`, `live-1g`, `live-unshaped`, `vsm-200m` and `vsm-1g` compare one move of a Debian
+        /// guest of 1 GiB with all peers.
         #[arg(default_value = "base")]
-        name: String,
+        names: Vec<String>,
         /// Number of runs of each.
         #[arg(long, default_value_t = 5)]
         runs: u32,
-        /// Also write the table to this file.
+        /// Also write the tables to this file.
         #[arg(long)]
         report: Option<String>,
+        /// Also write the plots of the comparisons with peers to this folder.
+        #[arg(long)]
+        plots: Option<String>,
+        /// Print the comparisons with peers as one JSON document.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -235,14 +242,17 @@ fn run(chore: Chore) -> anyhow::Result<u8> {
             chore::lab(Build::Tested, &arguments)
         }
         Chore::Lab(LabChore::Down) => chore::lab(Build::Tested, &["down"]),
-        Chore::Bench { name, runs, report } => {
-            if name == "jobs" {
+        Chore::Bench { names, runs, report, plots, json } => {
+            if names == ["jobs"] {
                 return chore::bench_jobs(report.as_deref());
             }
             let runs = runs.to_string();
-            let mut arguments = vec!["bench", &name, "--runs", &runs];
+            let mut arguments = vec!["bench", "--runs", &runs];
+            arguments.extend(names.iter().map(String::as_str));
             // The lab's program runs in the current directory of xtask, so a relative path keeps its meaning.
             arguments.extend(report.iter().flat_map(|path| ["--report", path]));
+            arguments.extend(plots.iter().flat_map(|path| ["--plots", path]));
+            arguments.extend(json.then_some("--json"));
             chore::lab(Build::Released, &arguments)
         }
     }

@@ -71,15 +71,21 @@ enum Command {
     },
     /// Measure Ferry against plain libvirt tools.
     Bench {
-        /// The benchmark.
-        #[arg(value_enum)]
-        bench: ferry_lab::bench::Bench,
+        /// The benchmarks.
+        #[arg(value_enum, required = true)]
+        benches: Vec<ferry_lab::bench::Bench>,
         /// Number of runs of each side.
         #[arg(long, default_value_t = 5)]
         runs: usize,
-        /// Also write the table to this file.
+        /// Also write the tables to this file.
         #[arg(long)]
         report: Option<PathBuf>,
+        /// Also write the plots of the comparisons with peers to this folder.
+        #[arg(long)]
+        plots: Option<PathBuf>,
+        /// Print the comparisons with peers as one JSON document.
+        #[arg(long)]
+        json: bool,
     },
     /// Move VMs while programs, hosts and links fail; find what is lost, split, corrupt or stuck.
     Chaos {
@@ -196,7 +202,9 @@ fn main() -> anyhow::Result<()> {
         Command::Demo { stock: true, json, .. } => stock::demo::run(json),
         Command::Demo { what: Some(DemoKind::Storage), json, .. } => ferry_lab::demo_storage::run(json),
         Command::Demo { what: None, stock: false, json, keep, sabotage } => ferry_lab::demo::run(json, keep, sabotage),
-        Command::Bench { bench, runs, report } => ferry_lab::bench::run(bench, runs, report.as_deref()),
+        Command::Bench { benches, runs, report, plots, json } => {
+            ferry_lab::bench::run(&benches, &ferry_lab::bench::Options { runs, report, plots, json })
+        }
         Command::Chaos { runs, seed, kind, sabotage, storage, json } => {
             let runs = if sabotage.is_some() { 1 } else { runs };
             let options = ferry_lab::chaos::Options { runs, seed, kinds: kind, sabotage, storage };

@@ -215,6 +215,18 @@ pub(crate) fn virsh_migrate(
     address: &str,
     more: &[&str],
 ) -> anyhow::Result<Ready> {
+    let flags = [&["--live", "--p2p", "--persistent", "--undefinesource"], more].concat();
+    virsh_migrate_by(ferry, vm, (from, to), address, &flags)
+}
+
+/// As [`virsh_migrate`], with just these options.
+pub(super) fn virsh_migrate_by(
+    ferry: &Ferry,
+    vm: &str,
+    (from, to): (usize, usize),
+    address: &str,
+    flags: &[&str],
+) -> anyhow::Result<Ready> {
     let (source, destination) = (&ferry.lab.hosts[from], &ferry.lab.hosts[to]);
     let (here, there) = (ferry.mount_of(source)?, ferry.mount_of(destination)?);
     let translated = |flag: &str, name: &str| -> anyhow::Result<String> {
@@ -225,8 +237,8 @@ pub(crate) fn virsh_migrate(
     };
     let (live, kept) = (translated("--migratable", "live")?, translated("--inactive", "kept")?);
     let mut command = source.command("virsh");
-    command.args(["-q", "-c", "qemu:///system", "migrate", "--live", "--p2p", "--persistent", "--undefinesource"]);
-    command.args(more).args([vm, &format!("qemu+tcp://{address}/system")]);
+    command.args(["-q", "-c", "qemu:///system", "migrate"]).args(flags);
+    command.args([vm, &format!("qemu+tcp://{address}/system")]);
     command.args(["--migrateuri", &format!("tcp://{address}"), "--xml", &live, "--persistent-xml", &kept]);
     Ok(Ready(command))
 }

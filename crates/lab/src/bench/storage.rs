@@ -1,40 +1,29 @@
 //! `storage`: moves disks of a running VM. On one host against `virsh blockcopy`; together with the VM to a host that
 //! shares no storage, against `virsh migrate --copy-storage-all`; and again after an interrupted move.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use ferry_core::{
-    api::server::{JobView, StepView, VmView},
-    location::Location,
+    api::server::{JobView, StepView},
     migration::Phase,
-    vm::{DiskFormat, FileRole},
+    vm::DiskFormat,
 };
 
-use super::measure::{
-    Figure, MIB, Ready, Run, Side, Sides, Watch, device_bytes, job, median, range, verdicts, virsh_migrate,
+use super::{
+    measure::{Figure, MIB, Ready, Run, Side, Sides, Watch, device_bytes, job, median, range, verdicts},
+    pair::{DEBIAN_BOOT_DEADLINE, Pair, SECONDS_30, VERIFY_DEADLINE, migrated_by_virsh, wait_known},
 };
 use crate::{
-    demo::start_ticker,
-    ferry::Ferry,
     guest::Ticker,
     host::Host,
     images::{self, Disk, Place},
     local,
-    observe::{Observer, judge},
     run::wait_for,
     site::{Site, VM},
 };
 
 const BOOT_DEADLINE: Duration = Duration::from_secs(90);
-/// systemd starts about thirty services in software emulation.
-const DEBIAN_BOOT_DEADLINE: Duration = Duration::from_secs(300);
-const VERIFY_DEADLINE: Duration = Duration::from_secs(180);
-const SECONDS_30: Duration = Duration::from_secs(30);
 /// Incompressible data on a ticker's disk, which is twice as large. For moves on one host, enough that the half second
 /// by which `virsh blockcopy --wait` may be late is negligible.
 const COPIED_MIB: u32 = 1200;
@@ -155,72 +144,6 @@ fn disk(data_mib: u32) -> Disk {
     Disk { size_mib: 2 * data_mib, data_mib, ..Disk::new(Place::Local, DiskFormat::Raw) }
 }
 
-/// A guest that moves between two hosts with a disk that only one of them has.
-struct Pair {
-    observer: Observer,
-    guest: Ticker,
-    /// The index of its host.
-    at: usize,
-    ferry: Ferry,
-}
-
-impl Pair {
-    fn up(guest: Ticker, boot: Duration) -> anyhow::Result<Self> {
-        let ferry = Ferry::up(2)?;
-        for host in &ferry.lab.hosts {
-            host.set_firewall(true)?;
-        }
-        let observer = Observer::start(&ferry.lab)?;
-        start_ticker(&ferry, &guest, 0)?;
-        observer.wait_on(&guest.name, "kvm1", boot)?;
-        observer.wait_verified(&guest.name, 1, VERIFY_DEADLINE)?;
-        Ok(Self { observer, guest, at: 0, ferry })
-    }
-
-    fn name(&self, host: usize) -> &str {
-        &self.ferry.lab.hosts[host].name
-    }
-
-    /// The file of the guest's disk on its present host, according to libvirt.
-    fn disk(&self) -> anyhow::Result<String> {
-        let list = self.ferry.lab.hosts[self.at].virsh(&["domblklist", &self.guest.name])?;
-        let mut lines = list.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let found = lines.find_map(|line| (line.first() == Some(&"vda")).then(|| line.get(1).copied()).flatten());
-        Ok(found.with_context(|| format!("No disk vda: {list}"))?.to_owned())
-    }
-
-    /// The path, in this process's view, of a file on the guest's host.
-    fn real(&self, path: &str) -> PathBuf {
-        self.ferry.lab.hosts[self.at].file(path)
-    }
-
-    /// Waits until the guest runs only on `to`, libvirt and Ferry agree on that, and the guest has verified everything.
-    fn arrived(&mut self, to: usize) -> anyhow::Result<()> {
-        self.at = to;
-        let name = &self.guest.name;
-        self.observer.wait_on(name, self.name(to), SECONDS_30)?;
-        wait_known(&self.ferry, name, self.name(to), &self.disk()?)?;
-        self.observer.wait_verified(name, 1, VERIFY_DEADLINE)?;
-        judge(&self.observer.heard(name)).map(drop)
-    }
-
-    /// Returns the space of zeroes to the file system, so that a move does not pay for the previous one. The guest is
-    /// paused meanwhile.
-    fn make_thin(&self, path: &str) -> anyhow::Result<()> {
-        let (host, name) = (&self.ferry.lab.hosts[self.at], &self.guest.name);
-        host.virsh(&["suspend", name])?;
-        let dug = host.run(&["fallocate", "--dig-holes", path]);
-        host.virsh(&["resume", name])?;
-        dug.map(drop)
-    }
-
-    fn migrate(&self, to: usize, more: &[&str]) -> anyhow::Result<JobView> {
-        let mut line = vec!["vm", "migrate", &self.guest.name, "--to", self.name(to), "--storage", local::FOLDER];
-        line.extend(more);
-        job(&self.ferry, &line)
-    }
-}
-
 fn shared_nothing(runs: usize) -> anyhow::Result<String> {
     let disk = Disk::new(Place::Local, DiskFormat::Raw);
     let guest = Ticker { disks: vec![disk], ..Ticker::debian("debian", 103) };
@@ -291,32 +214,6 @@ fn migrated_by_ferry<'a>(pair: &'a Pair, name: &'a str, to: usize) -> anyhow::Re
         let (disk, all) = (sent.disk_wire.0 as f64 / MIB, sent.wire.0 as f64 / MIB);
         eprintln!("       disk {disk:.1} MiB of {all:.1}, {} passes over memory", sent.iterations);
     }
-    Ok((watch, ended))
-}
-
-/// With an existing file of the same size, as libvirt's manual requires; thin, as an administrator creates it.
-fn migrated_by_virsh<'a>(
-    pair: &'a Pair,
-    name: &'a str,
-    from: usize,
-    to: usize,
-) -> anyhow::Result<(Watch<'a>, (f64, f64))> {
-    let (source, destination, disk) = (&pair.ferry.lab.hosts[from], &pair.ferry.lab.hosts[to], pair.disk()?);
-    let folder = Path::new(&disk).parent().context("A file is in a folder")?.display().to_string();
-    destination.run(&["mkdir", "-p", &folder])?;
-    let size = fs::metadata(pair.real(&disk))?.len().to_string();
-    destination.run(&["qemu-img", "create", "-q", "-f", "raw", &disk, &size])?;
-    let address = &pair.ferry.lab.hosts[to].ip;
-    let ready = virsh_migrate(&pair.ferry, name, (from, to), address, &["--copy-storage-all"])?;
-    let watch = Watch::begin(&pair.observer, name)?;
-    ready.go()?;
-    let ended = watch.end()?;
-    // Ferry does this as well, within its measured time.
-    source.run(&["rm", &disk])?;
-    let text = destination.virsh(&["domjobinfo", name, "--completed"])?;
-    let words = ["File processed", "Memory processed", "Iteration"];
-    let figures: Vec<_> = text.lines().filter(|line| words.iter().any(|word| line.contains(word))).collect();
-    eprintln!("       {}", figures.join(", ").split_whitespace().collect::<Vec<_>>().join(" "));
     Ok((watch, ended))
 }
 
@@ -400,15 +297,4 @@ fn sent_by_move(pair: &mut Pair, to: usize) -> anyhow::Result<(f64, f64)> {
         file.display()
     );
     Ok((figures.disk_wire.0 as f64, figures.total_ms as f64))
-}
-
-/// Waits until Ferry knows that a VM is on a host, uses that file there, and is not moved by a job.
-fn wait_known(ferry: &Ferry, vm: &str, host: &str, file: &str) -> anyhow::Result<()> {
-    wait_for(&format!("Ferry knows that {vm} uses {file} on {host}"), SECONDS_30, || {
-        let view: VmView = ferry.json(&["vm", "show", vm]).ok()?;
-        let uses =
-            |place: &Location| matches!(place, Location::Local { path, .. } if Path::new(path) == Path::new(file));
-        let known = view.facts.files.iter().any(|known| known.role == FileRole::Disk && uses(&known.place));
-        (view.host == host && view.job.is_none() && known).then_some(())
-    })
 }
