@@ -17,7 +17,7 @@ use crate::{
     program::Program,
     run::{ProgramOutput, at_once, run_within, wait_for},
     samba::{FileServer, PASSWORD, USER},
-    warnings::Warnings,
+    warnings::{AGENT_DIES, Warnings},
 };
 
 /// The path of an agent's configuration inside its host.
@@ -136,6 +136,7 @@ impl Ferry {
     /// # Errors
     /// It does not end.
     pub fn kill_agent(&mut self, host: usize) -> anyhow::Result<()> {
+        self.warnings.expect_all(AGENT_DIES);
         let on = &self.lab.hosts[host];
         for pid in on.pids(AGENT) {
             // It may have ended in the meantime.

@@ -53,7 +53,8 @@ impl Stage {
     /// # Errors
     /// What failed, with its output.
     pub fn up(storage: bool) -> anyhow::Result<Self> {
-        let ferry = Ferry::up(HOSTS)?;
+        let mut ferry = Ferry::up(HOSTS)?;
+        ferry.warnings.expect_any();
         let mut stage = Self { ferry, guests: Vec::new(), storage };
         for index in 0..GUESTS {
             stage.guests.push(guest(index, storage));

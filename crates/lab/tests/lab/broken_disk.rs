@@ -10,6 +10,7 @@ use ferry_lab::{
     guest::Ticker,
     observe::{Observer, judge},
     run::wait_for,
+    warnings::AGENT_DIES,
 };
 
 const BOOT: Duration = Duration::from_secs(150);
@@ -20,6 +21,8 @@ const MINUTES_2: Duration = Duration::from_secs(120);
 #[test]
 fn a_move_waits_for_a_database_whose_disk_fails_and_then_goes_on() {
     let mut ferry = Ferry::up_bare(2, &[]).expect("hosts");
+    ferry.warnings.expect_all(AGENT_DIES);
+    ferry.warnings.expect_all(&["The job waits for the database", "The database failed"]);
     // No client knows the server yet: it starts again on the other disk.
     ferry.server.kill();
     let state = server_state(&ferry.lab);

@@ -10,6 +10,7 @@ use ferry_lab::{
     host::{Host, libvirt_daemon},
     observe::{Observer, judge, now},
     run::{ProgramOutput, wait_for},
+    warnings::{AGENT_DIES, HAND_OVER_BREAKS, MOVE_FAILS},
 };
 
 const BOOT: Duration = Duration::from_secs(90);
@@ -38,6 +39,9 @@ fn with_guest() -> (Observer, Ferry) {
 /// Hosts, and small guests: one on each of the first hosts.
 fn with_guests(hosts: usize, environment: &[(&str, &str)], names: &[&str]) -> (Observer, Ferry) {
     let mut ferry = Ferry::up_bare(hosts, environment).expect("hosts");
+    ferry.warnings.expect_all(AGENT_DIES);
+    ferry.warnings.expect_all(MOVE_FAILS);
+    ferry.warnings.expect_all(HAND_OVER_BREAKS);
     ferry.enrol().expect("enrolled");
     ferry.add_share("vms").expect("a share");
     let observer = Observer::start(&ferry.lab).expect("observers");
@@ -92,6 +96,7 @@ fn power_on(ferry: &mut Ferry) {
 #[test]
 fn a_source_without_power_keeps_no_memory_and_no_slots_of_the_destination() {
     let (observer, mut ferry) = with_guests(3, &[], &["ticker", "other"]);
+    ferry.warnings.expect("The job was dismissed");
     ferry.must(&["host", "set", "kvm2", "--live-limit", "1"]).expect("set");
     let job: JobView = ferry.json(&["vm", "migrate", "ticker", "--to", "kvm2", "--bandwidth", "1"]).expect("begun");
     let moves = |job: &JobView| job.progress.as_ref().is_some_and(|progress| progress.sent.0 > 0);
@@ -205,6 +210,7 @@ fn a_vm_runs_again_by_itself_when_its_sources_carrier_was_killed_in_the_hand_ove
 #[test]
 fn a_vm_that_was_moved_on_by_hand_to_a_host_that_nobody_knows_is_not_the_sources() {
     let (observer, mut ferry) = with_guest();
+    ferry.warnings.expect("The job was dismissed");
     let job = move_until_complete(&ferry, "kvm2", &[]);
     power_off(&mut ferry);
     let remembers = |job: &JobView| job.log.iter().any(|line| line.message.contains("All of the VM is on kvm2"));
@@ -238,6 +244,7 @@ fn a_vm_that_was_moved_on_by_hand_to_a_host_that_nobody_knows_is_not_the_sources
 #[test]
 fn a_vm_that_was_run_by_hand_and_shut_off_is_not_taken_away_when_its_source_comes_back() {
     let (observer, mut ferry) = with_guest();
+    ferry.warnings.expect("The job was dismissed");
     for host in &ferry.lab.hosts {
         host.run(&["mkdir", "-p", LOCAL]).expect("a folder");
     }

@@ -15,6 +15,7 @@ use ferry_lab::{
     observe::{Observer, judge},
     program::Program,
     run::wait_for,
+    warnings::{HAND_OVER_BREAKS, MOVE_FAILS},
 };
 
 const BOOT: Duration = Duration::from_secs(150);
@@ -90,6 +91,8 @@ fn six_vms_move_at_once_with_never_more_than_two_live_moves_on_a_host() {
 fn wherever_the_management_channel_is_cut_the_vm_runs_once() {
     let file = "/run/ferry-cut";
     let mut ferry = Ferry::up_bare(2, &[("FAILPOINTS", &format!("cut-rpc=return({file})"))]).expect("hosts");
+    ferry.warnings.expect_all(MOVE_FAILS);
+    ferry.warnings.expect_all(HAND_OVER_BREAKS);
     ferry.enrol().expect("enrolled");
     ferry.add_share("vms").expect("a share");
     let observer = Observer::start(&ferry.lab).expect("observers");

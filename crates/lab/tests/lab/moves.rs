@@ -17,6 +17,7 @@ use ferry_lab::{
     guest::Ticker,
     observe::{Observer, judge},
     run::wait_for,
+    warnings::{HAND_OVER_BREAKS, MOVE_FAILS},
 };
 
 const BOOT: Duration = Duration::from_secs(90);
@@ -62,8 +63,7 @@ fn a_vm_goes_on_by_itself_when_its_file_server_is_back() {
 #[test]
 fn a_vm_moves_there_and_back_ten_times() {
     let ticker = small("ticker", 101);
-    let (observer, mut ferry) = with_guest(&ticker);
-    ferry.warnings.check();
+    let (observer, ferry) = with_guest(&ticker);
     ferry.lab.hosts[0].virsh(&["autostart", "ticker"]).expect("set");
     for round in 0..10 {
         for destination in ["kvm2", "kvm1"] {
@@ -101,6 +101,8 @@ fn what_is_measured_of_a_move_is_seen_from_outside_too() {
 fn a_lost_finish_reply_fails_the_job_and_the_vm_stays_and_is_held_meanwhile() {
     let ticker = small("ticker", 101);
     let mut ferry = Ferry::up_bare(2, &[("FAILPOINTS", "drop-finish-reply=1*return")]).expect("hosts");
+    ferry.warnings.expect_all(MOVE_FAILS);
+    ferry.warnings.expect_all(HAND_OVER_BREAKS);
     ferry.enrol().expect("enrolled");
     ferry.add_share("vms").expect("a share");
     let observer = Observer::start(&ferry.lab).expect("observers");
@@ -122,6 +124,8 @@ fn a_lost_finish_reply_fails_the_job_and_the_vm_stays_and_is_held_meanwhile() {
 fn a_vm_whose_disk_something_else_has_at_the_destination_runs_on_at_the_source() {
     let ticker = small("ticker", 101);
     let (observer, ferry) = with_guest(&ticker);
+    ferry.warnings.expect_all(MOVE_FAILS);
+    ferry.warnings.expect("The VM is not taken over; the source keeps it");
     let away = &ferry.lab.hosts[1];
     let taken = ferry.take_disk(away, "ticker").expect("locked");
     let output = ferry.ferry(&["--json", "vm", "migrate", "ticker", "--to", "kvm2", "--wait"]).expect("it ends");

@@ -18,6 +18,7 @@ use ferry_lab::{
     images::{self, Disk, Place},
     observe::{Observer, judge, now},
     run::wait_for,
+    warnings::{AGENT_DIES, MOVE_FAILS},
 };
 
 const BOOT: Duration = Duration::from_secs(90);
@@ -96,6 +97,8 @@ fn a_disk_moves_along_between_hosts_in_both_formats_while_the_guest_writes() {
 #[test]
 fn a_move_whose_destination_dies_while_the_disk_moves_leaves_the_vm_and_takes_back_the_file() {
     let (observer, mut ferry) = with_guest(&[]);
+    ferry.warnings.expect_all(AGENT_DIES);
+    ferry.warnings.expect_all(MOVE_FAILS);
     let old = disk_of(&ferry, "kvm1");
     // The guest writes 60 sectors a second, and a copy sends 64 KiB for each: at about 4 MiB/s it would hardly finish.
     let line = ["vm", "migrate", "ticker", "--to", "kvm2", "--storage", LOCAL, "--bandwidth", "8"];
@@ -195,6 +198,7 @@ fn two_disks_move_along_whatever_was_cancelled_or_got_full_before() {
     let data = |format| Disk { data_mib: DATA_MIB, ..Disk::new(Place::Local, format) };
     let disks = vec![data(DiskFormat::Raw), data(DiskFormat::Qcow2)];
     let (observer, ferry) = with_disks(disks, 200, "before-resume=sleep(3000)");
+    ferry.warnings.expect_all(MOVE_FAILS);
     let old = files_on(&ferry, "kvm1");
     assert_eq!(old.len(), 2, "{old:?}");
     let cancel = |job: &JobView| ferry.ferry(&["job", "cancel", &job.id.to_string()]).expect("run");
@@ -299,6 +303,7 @@ fn what_a_cancelled_move_has_copied_is_not_sent_again() {
     let disk = Disk { size_mib: 256, data_mib: DATA_MIB, ..Disk::new(Place::Local, DiskFormat::Raw) };
     // QEMU sends 64 KiB for each sector that the guest writes meanwhile, none of which belongs to the partial copy.
     let (observer, ferry) = with_disks(vec![disk], 30, "");
+    ferry.warnings.expect_all(MOVE_FAILS);
     let job = start_slowly(&ferry);
     // The data are at the front of the disk; the holes behind them are examined almost instantly.
     let least = (u64::from(DATA_MIB) * 8 / 10) << 20;
