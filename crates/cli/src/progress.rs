@@ -251,6 +251,7 @@ mod tests {
             sentences: Vec::new(),
             next: Vec::new(),
             figures: None,
+            transfer: None,
             findings: Vec::new(),
             log: Vec::new(),
         }

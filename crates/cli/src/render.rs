@@ -11,6 +11,7 @@ use ferry_core::{
     location::Location,
     migration::Phase,
     share::AttachedShare,
+    transfer::{Preset, RateLimits, Transfer},
     units::ByteCount,
     vm::{FileRole, VmState},
 };
@@ -88,6 +89,7 @@ pub(crate) fn host(host: &HostView) -> String {
         line("state", format!("maintenance: nothing is placed here until `ferry host resume {}`", host.name));
     }
     line("limits", format!("{} live, {} storage moves at once", host.limits.live, host.limits.storage));
+    line("moves", transfer(host.transfer.preset, host.transfer.limits));
     if let Some(facts) = &host.facts {
         line("machine", format!("{}, {} CPUs", facts.hostname, facts.cpus));
         line("memory", format!("{} free of {}", facts.memory_free, facts.memory_total));
@@ -174,6 +176,15 @@ pub(crate) fn vm(vm: &VmView) -> String {
     format!("{text}\n{}", table(&["DEVICE", "ROLE", "PLACE"], rows))
 }
 
+/// How bytes travel, and how fast they may.
+fn transfer(preset: Preset, limits: RateLimits) -> String {
+    let limit = |what: &str, limit: Option<ByteCount>| limit.map(|limit| format!(", {what} at most {limit}/s"));
+    [Some(preset.to_string()), limit("memory", limits.memory), limit("disks", limits.storage)]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
 pub(crate) fn candidates(candidates: &[Candidate]) -> String {
     let row = |candidate: &Candidate| {
         let kind = candidate.kind.map_or("–", |kind| kind.title());
@@ -182,6 +193,9 @@ pub(crate) fn candidates(candidates: &[Candidate]) -> String {
     let mut text = table(&["HOST", "MOVE", "WHY"], candidates.iter().map(row).collect());
     for candidate in candidates.iter().filter(|candidate| !candidate.findings.is_empty()) {
         text += &format!("\n\n{}\n{}", candidate.host, findings(&candidate.findings).trim_end());
+    }
+    for Transfer { preset, limits } in candidates.iter().filter_map(|candidate| candidate.transfer) {
+        text += &format!("\n\nBytes would travel: {}", transfer(preset, limits));
     }
     text
 }
@@ -242,6 +256,9 @@ pub(crate) fn job(job: &JobView) -> String {
     }
     if job.attempt > 1 {
         text += &format!("  attempt {}\n", job.attempt);
+    }
+    if let Some(Transfer { preset, limits }) = job.transfer {
+        text += &format!("  bytes travel: {}\n", transfer(preset, limits));
     }
     text += &findings(&job.findings);
     if !job.kind.is_parent() {
@@ -426,6 +443,7 @@ mod tests {
             sentences: Vec::new(),
             next: Vec::new(),
             figures: Some(figures),
+            transfer: None,
             findings: Vec::new(),
             log: Vec::new(),
         };

@@ -33,6 +33,7 @@ pub mod share_source;
 pub mod stall;
 pub mod switchover;
 pub mod text;
+pub mod transfer;
 pub mod unc;
 pub mod units;
 pub mod vm;

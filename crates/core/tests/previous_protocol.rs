@@ -11,6 +11,7 @@ use ferry_core::{
     pin::{Pin, Secret},
     share::AttachedShare,
     share_source::ShareSource,
+    transfer::Preset,
     units::ByteCount,
     vm::{NotAFile, VmFacts, VmFile},
 };
@@ -80,6 +81,7 @@ fn what_a_server_of_the_version_before_asks_is_understood() {
     let asked: PrepareSource = read(PREPARE_SOURCE);
     assert_eq!((asked.timeout_ms, asked.on_stall), (3_600_000, OnStall::Abort));
     assert!(!asked.shares_proven, "what was not said was not shown");
+    assert_eq!((asked.performance, asked.disk_bandwidth_bytes_per_s), (Preset::Standard, None));
     let asked: PrepareDestination = read(PREPARE_DESTINATION);
     assert!(asked.persistent);
     let asked: ConfirmRequest = read(r#"{"autostart": true}"#);

@@ -139,7 +139,7 @@ async fn restarted(lab: &Lab, client: &ServerClient, process: &mut Process, figu
 /// Moves 40 VMs one after another and measures how long a slot stays free.
 async fn queued_starts(client: &ServerClient, vms: &[String], figures: &mut Vec<Figure>) {
     for host in ["kvm1", "kvm5"] {
-        client.set_host(host, &SetHost { live_limit: Some(1), storage_limit: None }).await.expect("set");
+        client.set_host(host, &SetHost { live_limit: Some(1), ..SetHost::default() }).await.expect("set");
     }
     let parent = move_all(client, vms, "kvm1").await;
     wait_for("they moved", async || client.job(parent.id).await.is_ok_and(|job| job.phase == Phase::Succeeded)).await;
@@ -171,7 +171,7 @@ async fn long_queue(
     figures: &mut Vec<Figure>,
 ) -> Hold {
     let hold = hosts[1].hypervisor.faults().hold_all(Point::Pass(1));
-    client.set_host("kvm2", &SetHost { live_limit: Some(1), storage_limit: None }).await.expect("set");
+    client.set_host("kvm2", &SetHost { live_limit: Some(1), ..SetHost::default() }).await.expect("set");
     let vms = run_guests(&hosts[1], "queued", QUEUED);
     seen(client, QUEUED).await;
     let begun = Instant::now();
@@ -238,7 +238,7 @@ fn main() {
             let host = lab.host(name).await;
             lab.add(&host).await.expect("added");
             lab.attach(&host).await.expect("attached");
-            let all = SetHost { live_limit: Some(64), storage_limit: None };
+            let all = SetHost { live_limit: Some(64), ..SetHost::default() };
             lab.client.set_host(name, &all).await.expect("set");
             hosts.push(host);
         }

@@ -25,6 +25,7 @@ pub mod hello;
 mod lane;
 pub mod meter;
 pub mod nbd;
+pub mod rate;
 pub mod session;
 pub mod traffic;
 pub mod transport;

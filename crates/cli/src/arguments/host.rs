@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::Subcommand;
-use ferry_core::admission::Limits;
+use clap::{ArgGroup, Subcommand};
+use ferry_core::{admission::Limits, transfer::Preset};
 
 /// `ferry host …`
 #[derive(Debug, Subcommand)]
@@ -31,19 +31,32 @@ pub enum HostCommand {
         /// The host's name
         host: String,
     },
-    /// Set how many moves, in and out together, a host takes part in at the same time
+    /// Set how many moves, in and out together, a host takes part in at the same time, and how their bytes travel
     ///
-    /// Example: ferry host set kvm1 --live-limit 4
+    /// Example: ferry host set kvm1 --live-limit 4 --memory-bandwidth 100
+    #[command(group = ArgGroup::new("what").required(true).multiple(true))]
     Set {
         /// The host's name
         host: String,
         /// Live moves at the same time
-        #[arg(long, value_name = "N", required_unless_present = "storage_limit",
+        #[arg(long, value_name = "N", group = "what",
             value_parser = clap::value_parser!(u32).range(1..=i64::from(Limits::MAX)))]
         live_limit: Option<u32>,
         /// Storage moves at the same time
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(Limits::MAX)))]
+        #[arg(long, value_name = "N", group = "what",
+            value_parser = clap::value_parser!(u32).range(1..=i64::from(Limits::MAX)))]
         storage_limit: Option<u32>,
+        /// Send bytes as they are (standard), or compressed where that is faster (compression); a move may request otherwise
+        #[arg(long, value_name = "PRESET", group = "what")]
+        performance: Option<Preset>,
+        /// Bandwidth limit for the memory of each move; 0 for none. MiB per second
+        #[arg(long, value_name = "MIB_PER_S", group = "what",
+            value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+        memory_bandwidth: Option<u64>,
+        /// Bandwidth limit for the disks of each move, all together; 0 for none. MiB per second
+        #[arg(long, value_name = "MIB_PER_S", group = "what",
+            value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+        storage_bandwidth: Option<u64>,
     },
     /// Move every running VM away from a host, and place nothing there until it is resumed
     ///

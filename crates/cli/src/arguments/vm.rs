@@ -1,7 +1,7 @@
 //! `ferry vm …`
 
 use clap::{Args, Subcommand, ValueEnum};
-use ferry_core::{api::server::MoveDisk, job::OnStall, vm::DiskFormat};
+use ferry_core::{api::server::MoveDisk, job::OnStall, transfer::Preset, vm::DiskFormat};
 
 /// `ferry vm …`. A VM is given by name, by UUID, or as HOST/NAME.
 #[derive(Debug, Subcommand)]
@@ -107,9 +107,15 @@ pub struct MigrateArguments {
     /// Switch over when the rest can be sent within this time. Milliseconds
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(10..=10_000))]
     pub max_downtime: Option<u32>,
-    /// Bandwidth limit for memory, and for each migrated disk before it. MiB per second
+    /// Bandwidth limit for memory, and for all migrated disks before it. MiB per second
     #[arg(long, value_name = "MIB_PER_S", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub bandwidth: Option<u64>,
+    /// Bandwidth limit for all migrated disks together, in place of --bandwidth. MiB per second
+    #[arg(long, value_name = "MIB_PER_S", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub storage_bandwidth: Option<u64>,
+    /// Send bytes as they are (standard), or compressed where that is faster (compression); otherwise as both hosts are set
+    #[arg(long, value_name = "PRESET")]
+    pub performance: Option<Preset>,
     /// Time limit of the move. Seconds
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub timeout: Option<u64>,

@@ -23,8 +23,14 @@ pub(crate) async fn run(command: HostCommand, client: &ServerClient, output: &Ou
         }
         HostCommand::List => output.data(&client.hosts().await?, |list| render::hosts(list)),
         HostCommand::Show { host } => output.data(&client.host(&host).await?, render::host),
-        HostCommand::Set { host, live_limit, storage_limit } => {
-            let body = SetHost { live_limit, storage_limit };
+        HostCommand::Set { host, live_limit, storage_limit, performance, memory_bandwidth, storage_bandwidth } => {
+            let body = SetHost {
+                live_limit,
+                storage_limit,
+                performance,
+                memory_bandwidth_bytes_per_s: memory_bandwidth.map(|mib| mib << 20),
+                storage_bandwidth_bytes_per_s: storage_bandwidth.map(|mib| mib << 20),
+            };
             output.data(&client.set_host(&host, &body).await?, render::host);
         }
         HostCommand::Drain { host, to, storage, overcommit, wait } => {

@@ -50,6 +50,8 @@ async fn migrate(arguments: MigrateArguments, client: &ServerClient, output: &Ou
         dry_run: arguments.dry_run,
         downtime_limit_ms: arguments.max_downtime,
         bandwidth_bytes_per_s: arguments.bandwidth.map(|mib| mib << 20),
+        storage_bandwidth_bytes_per_s: arguments.storage_bandwidth.map(|mib| mib << 20),
+        performance: arguments.performance,
         timeout_ms: arguments.timeout.map(|seconds| seconds * 1_000),
         on_stall: arguments.on_stall.into(),
         storage: arguments.storage,

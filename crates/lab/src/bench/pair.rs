@@ -6,14 +6,14 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use ferry_core::{
     api::server::{JobView, VmView},
     location::Location,
     vm::FileRole,
 };
 
-use super::measure::{Ready, Watch, job, virsh_migrate};
+use super::measure::{Watch, job, virsh_migrate};
 use crate::{
     demo::start_ticker,
     ferry::Ferry,

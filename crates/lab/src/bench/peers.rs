@@ -24,7 +24,7 @@ const GUEST_MIB: u32 = 1024;
 const KEPT: [&str; 2] = ["--persistent", "--undefinesource"];
 
 /// What is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Scenario {
     pub(super) name: &'static str,
     title: &'static str,

@@ -384,6 +384,7 @@ mod tests {
             sentences: Vec::new(),
             next: Vec::new(),
             figures: None,
+            transfer: None,
             findings: Vec::new(),
             log: Vec::new(),
         }

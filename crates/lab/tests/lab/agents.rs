@@ -11,6 +11,7 @@ use ferry_core::{
     id::{Generation, HostId, JobId, SessionId, ShareId, VmId},
     migration::{Presence, Verdict, verdict},
     pin::EnrolmentToken,
+    transfer::Preset,
 };
 use ferry_lab::{
     fabric::FABRIC_IP,
@@ -143,6 +144,8 @@ impl Bench {
                     vm: self.vm(),
                     downtime_limit_ms: 300,
                     bandwidth_bytes_per_s: None,
+                    disk_bandwidth_bytes_per_s: None,
+                    performance: Preset::Standard,
                     timeout_ms: 120_000,
                     on_stall: ferry_core::job::OnStall::default(),
                     disks: Vec::new(),

@@ -252,6 +252,7 @@ mod tests {
             kind: None,
             why: String::new(),
             sentence: None,
+            transfer: None,
             findings: whats
                 .iter()
                 .map(|what| finding(what))

@@ -13,6 +13,8 @@ use ferry_core::{
     job::JobKind,
     memory::need,
     preflight::shares_of,
+    transfer::{RateLimits, Transfer},
+    units::ByteCount,
     vm::VmFacts,
 };
 use uuid::Uuid;
@@ -37,8 +39,6 @@ use crate::{
 /// QEMU's own default.
 const DOWNTIME_LIMIT_MS: u32 = 300;
 const DOWNTIME_LIMITS_MS: std::ops::RangeInclusive<u32> = 10..=10_000;
-/// With less, even the move of an idle guest would not end.
-const BANDWIDTH_MIN: u64 = 1 << 20;
 const TIMEOUT_MS: u64 = 60 * 60 * 1000;
 const TIMEOUTS_MS: std::ops::RangeInclusive<u64> = 1000..=7 * 24 * 60 * 60 * 1000;
 
@@ -63,7 +63,8 @@ pub(crate) async fn migrate_vm(
     let (migrated, occasion) = (MigratedDisks::Requested(&requested), Occasion::Request(moving));
     let checked = live::judge(&app.preflight, vm.id, &asked, memory, migrated, occasion).await;
     if body.dry_run {
-        return Ok(Moved::Tried(checked.candidate));
+        let transfer = Some(transfer(&source, &destination, body));
+        return Ok(Moved::Tried(Candidate { transfer, ..checked.candidate }));
     }
     let vm = match checked.vm {
         Some(vm) if !any_blocks(&checked.findings) => vm,
@@ -89,6 +90,7 @@ pub(super) fn new_move(
         generation: Generation(accepted_at_ms),
         downtime_limit_ms: how.downtime_limit_ms.unwrap_or(DOWNTIME_LIMIT_MS),
         bandwidth_bytes_per_s: how.bandwidth_bytes_per_s,
+        transfer: Some(transfer(source, destination, how)),
         timeout_ms: how.timeout_ms.unwrap_or(TIMEOUT_MS),
         on_stall: how.on_stall,
         need: need(vm),
@@ -114,6 +116,13 @@ pub(super) fn new_move(
     }
 }
 
+/// How the bytes of a move travel, by what is requested and what both hosts are set to.
+fn transfer(source: &Host, destination: &Host, how: &MigrateVm) -> Transfer {
+    let memory = how.bandwidth_bytes_per_s.map(ByteCount);
+    let limits = RateLimits { memory, storage: how.storage_bandwidth_bytes_per_s.map(ByteCount).or(memory) };
+    Transfer::of(how.performance, limits, source.settings().transfer, destination.settings().transfer)
+}
+
 /// Shares with files that do not migrate: both hosts must reach them.
 fn shares_that_stay(vm: &VmFacts, migrated: &[DiskMove]) -> Vec<ShareId> {
     let moves = |device: &str| migrated.iter().any(|disk| disk.device == device);
@@ -125,13 +134,19 @@ pub(super) fn check_numbers(title: &Title, body: &MigrateVm) -> Result<(), Failu
     let bad = |what: &str, value: u64, fix: ByHand| {
         Err(invalid(title, what, Message::NotANumber { name: what.to_owned(), value }, fix))
     };
-    match (body.downtime_limit_ms, body.bandwidth_bytes_per_s, body.timeout_ms) {
+    let bandwidths = [
+        ("bandwidth_bytes_per_s", body.bandwidth_bytes_per_s),
+        ("storage_bandwidth_bytes_per_s", body.storage_bandwidth_bytes_per_s),
+    ];
+    let too_little = bandwidths.iter().find_map(|(what, bandwidth)| {
+        let bandwidth = bandwidth.filter(|bandwidth| ByteCount(*bandwidth) < RateLimits::LEAST)?;
+        Some((*what, bandwidth))
+    });
+    match (body.downtime_limit_ms, too_little, body.timeout_ms) {
         (Some(limit), _, _) if !DOWNTIME_LIMITS_MS.contains(&limit) => {
             bad("downtime_limit_ms", limit.into(), ByHand::GiveDowntime)
         }
-        (_, Some(bandwidth), _) if bandwidth < BANDWIDTH_MIN => {
-            bad("bandwidth_bytes_per_s", bandwidth, ByHand::GiveBandwidth { least: BANDWIDTH_MIN })
-        }
+        (_, Some((what, bandwidth)), _) => bad(what, bandwidth, ByHand::GiveBandwidth { least: RateLimits::LEAST.0 }),
         (_, _, Some(timeout)) if !TIMEOUTS_MS.contains(&timeout) => bad("timeout_ms", timeout, ByHand::GiveTimeout),
         _ => Ok(()),
     }

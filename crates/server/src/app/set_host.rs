@@ -1,4 +1,5 @@
-//! Sets how many moves a host may take part in at the same time. Takes effect at once: waiting jobs may start.
+//! Sets how many moves a host may take part in at the same time, and how their bytes travel. Takes effect at once: waiting
+//! jobs may start; moves that were accepted keep what they got.
 
 use std::sync::Arc;
 
@@ -9,6 +10,8 @@ use ferry_core::{
         server::{HostView, SetHost},
     },
     finding::{ByHand, Message},
+    transfer::{HostTransfer, RateLimits},
+    units::ByteCount,
 };
 
 use super::{App, invalid, show_hosts};
@@ -23,15 +26,38 @@ pub(crate) async fn set_host(app: &Arc<App>, reference: &str, body: SetHost) -> 
             return Err(invalid(&title, what, message, ByHand::GiveLimit { most: Limits::MAX }));
         }
     }
+    let rate = |what: &str, requested: Option<u64>, before: Option<ByteCount>| match requested {
+        None => Ok(before),
+        Some(0) => Ok(None),
+        Some(rate) if ByteCount(rate) >= RateLimits::LEAST => Ok(Some(ByteCount(rate))),
+        Some(value) => {
+            let message = Message::NotANumber { name: what.to_owned(), value };
+            Err(invalid(&title, what, message, ByHand::GiveBandwidth { least: RateLimits::LEAST.0 }))
+        }
+    };
     let before = host.settings();
     let limits = Limits {
         live: body.live_limit.unwrap_or(before.limits.live),
         storage: body.storage_limit.unwrap_or(before.limits.storage),
     };
-    let settings = HostSettings { limits, ..before };
+    let rates = before.transfer.limits;
+    let transfer = HostTransfer {
+        preset: body.performance.unwrap_or(before.transfer.preset),
+        limits: RateLimits {
+            memory: rate("memory_bandwidth_bytes_per_s", body.memory_bandwidth_bytes_per_s, rates.memory)?,
+            storage: rate("storage_bandwidth_bytes_per_s", body.storage_bandwidth_bytes_per_s, rates.storage)?,
+        },
+    };
+    let settings = HostSettings { limits, transfer, ..before };
     app.store.put_host_settings(host.record.id, settings).await?;
     app.inventory.set(&host, settings);
-    tracing::info!(host = host.name(), live = limits.live, storage = limits.storage, "A host's limits were set");
+    tracing::info!(
+        host = host.name(),
+        live = limits.live,
+        storage = limits.storage,
+        performance = %transfer.preset,
+        "A host's limits were set"
+    );
     app.jobs.admit();
     show_hosts::shown(app, &host).await
 }

@@ -12,6 +12,7 @@ use ferry_core::{
     job_text::{JobText, Part},
     location::Location,
     migration::Step,
+    transfer::Preset,
 };
 
 use super::App;
@@ -100,6 +101,7 @@ fn named(location: &Location, shares: &[ShareRecord]) -> Part {
 
 fn audit_record(record: &JobRecord, job: JobView, ended_at_ms: u64, shares: &[ShareRecord]) -> AuditRecord {
     let changes = changes(&job, record, shares);
+    let preset = Plan::of(record).ok().and_then(|plan| plan.transfer()).map_or(Preset::Standard, |moved| moved.preset);
     AuditRecord {
         job: job.id,
         parent: job.parent,
@@ -111,7 +113,7 @@ fn audit_record(record: &JobRecord, job: JobView, ended_at_ms: u64, shares: &[Sh
         vm_name: job.vm_name,
         source: job.source,
         destination: job.destination,
-        preset: "standard".to_owned(),
+        preset: preset.name().to_owned(),
         outcome: job.phase,
         attempts: job.attempt,
         wire: job.figures.map(|figures| figures.wire),
@@ -128,7 +130,8 @@ pub(crate) async fn one(app: &App, reference: &str) -> Result<JobView, Failure> 
 }
 
 async fn with_log(app: &App, record: &JobRecord, log: &[LogRow]) -> Result<JobView, Failure> {
-    Ok(JobView { log: lines(record, log), ..app.jobs.view_of(record, log).await? })
+    let transfer = Plan::of(record).ok().and_then(|plan| plan.transfer());
+    Ok(JobView { log: lines(record, log), transfer, ..app.jobs.view_of(record, log).await? })
 }
 
 /// The current view of a job, after an action on it.

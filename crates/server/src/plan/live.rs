@@ -7,6 +7,7 @@ use ferry_core::{
     memory::Need,
     migration::Contents,
     pin::Secret,
+    transfer::Transfer,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -24,8 +25,11 @@ pub(crate) struct LivePlan {
     pub(crate) generation: Generation,
     /// As requested.
     pub(crate) downtime_limit_ms: u32,
-    /// As requested.
+    /// As requested; earlier versions stored no more about how its bytes travel.
     pub(crate) bandwidth_bytes_per_s: Option<u64>,
+    /// How its bytes travel; `None` in plans of an earlier version.
+    #[serde(default)]
+    pub(crate) transfer: Option<Transfer>,
     /// As requested.
     pub(crate) timeout_ms: u64,
     /// As requested.
@@ -60,6 +64,11 @@ impl Kept for LivePlan {}
 impl LivePlan {
     /// The VM runs, and changes its host.
     pub(crate) const CONTENTS: Contents = Contents { changes_host: true, memory: true };
+
+    /// How its bytes travel.
+    pub(crate) fn transfer(&self) -> Transfer {
+        self.transfer.unwrap_or_else(|| Transfer::as_before(self.bandwidth_bytes_per_s))
+    }
 
     /// The same plan for another attempt, with a new session and generation: no carrier or request of an earlier
     /// attempt can be mistaken for one of the new attempt.

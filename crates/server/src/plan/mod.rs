@@ -15,6 +15,7 @@ use ferry_core::{
     job::JobKind,
     memory::Need,
     migration::{Step, steps},
+    transfer::Transfer,
 };
 use serde::{Deserialize, Serialize};
 
@@ -91,6 +92,14 @@ impl Plan {
             Self::Live(plan) => plan.migrated,
             Self::Offline(_) => Vec::new(),
             Self::Storage(plan) => plan.request.disks,
+        }
+    }
+
+    /// How the bytes of a live move travel.
+    pub(crate) fn transfer(&self) -> Option<Transfer> {
+        match self {
+            Self::Live(plan) => Some(plan.transfer()),
+            Self::Offline(_) | Self::Storage(_) => None,
         }
     }
 

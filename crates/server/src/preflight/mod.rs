@@ -45,7 +45,14 @@ impl Preflight {
 /// A host as a candidate for the destination of a VM, in the API's form.
 fn candidate(host: &Host, assessed: Assessment) -> Candidate {
     let Assessment { kind, why, findings } = assessed;
-    Candidate { host: host.name().to_owned(), kind, why: why.to_string(), sentence: Some(why), findings }
+    Candidate {
+        host: host.name().to_owned(),
+        kind,
+        why: why.to_string(),
+        sentence: Some(why),
+        findings,
+        transfer: None,
+    }
 }
 
 /// The findings of a host that refused a request or did not answer.

@@ -13,6 +13,7 @@ use ferry_core::{
     job::Figures,
     job_text::JobText,
     migration::Step,
+    transfer::Transfer,
     units::ByteCount,
     vm::VmState,
 };
@@ -154,6 +155,7 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
             // The server was restarted in between: the destination repeats its answer.
             self.prepare_destination().await?;
         }
+        let Transfer { preset, limits } = self.plan.transfer();
         let body = PrepareSource {
             session: self.plan.session,
             secret: self.plan.secret,
@@ -161,7 +163,9 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
             destination: self.ready.clone().expect("it was prepared above"),
             vm: self.record.job.vm,
             downtime_limit_ms: self.plan.downtime_limit_ms,
-            bandwidth_bytes_per_s: self.plan.bandwidth_bytes_per_s,
+            bandwidth_bytes_per_s: limits.memory.map(|limit| limit.0),
+            disk_bandwidth_bytes_per_s: limits.storage.map(|limit| limit.0),
+            performance: preset,
             timeout_ms: self.plan.timeout_ms,
             on_stall: self.plan.on_stall,
             disks: self.plan.migrated.clone(),

@@ -5,8 +5,10 @@ use ferry_core::{
     id::{HostId, ShareId},
     pin::Pin,
     share_source::ShareSource,
+    transfer::{HostTransfer, RateLimits},
+    units::ByteCount,
 };
-use sqlx::Row as _;
+use sqlx::{Row as _, sqlite::SqliteRow};
 
 use super::{Store, StoreError, or_duplicate, parsed};
 
@@ -36,6 +38,8 @@ pub struct HostSettings {
     pub limits: Limits,
     /// Whether it is in maintenance: nothing is placed on it.
     pub maintenance: bool,
+    /// How the bytes of its moves travel.
+    pub transfer: HostTransfer,
 }
 
 /// A share that an administrator added. The agents report where it is attached.
@@ -71,6 +75,13 @@ impl Store {
                             storage: row.try_get::<i64, _>("storage_limit")? as u32,
                         },
                         maintenance: row.try_get::<i64, _>("maintenance")? != 0,
+                        transfer: HostTransfer {
+                            preset: parsed(row, "performance")?,
+                            limits: RateLimits {
+                                memory: rate(row, "memory_rate_limit")?,
+                                storage: rate(row, "storage_rate_limit")?,
+                            },
+                        },
                     },
                 })
             })
@@ -104,13 +115,21 @@ impl Store {
     /// Those of the database.
     pub async fn put_host_settings(&self, host: HostId, settings: HostSettings) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        sqlx::query("UPDATE host SET live_limit = $2, storage_limit = $3, maintenance = $4 WHERE id = $1")
-            .bind(host.to_string())
-            .bind(i64::from(settings.limits.live))
-            .bind(i64::from(settings.limits.storage))
-            .bind(i64::from(settings.maintenance))
-            .execute(&mut *transaction)
-            .await?;
+        let HostSettings { limits, maintenance, transfer } = settings;
+        let rate = |limit: Option<ByteCount>| limit.map(|limit| limit.0.cast_signed());
+        sqlx::query(
+            "UPDATE host SET live_limit = $2, storage_limit = $3, maintenance = $4, performance = $5,
+             memory_rate_limit = $6, storage_rate_limit = $7 WHERE id = $1",
+        )
+        .bind(host.to_string())
+        .bind(i64::from(limits.live))
+        .bind(i64::from(limits.storage))
+        .bind(i64::from(maintenance))
+        .bind(transfer.preset.name())
+        .bind(rate(transfer.limits.memory))
+        .bind(rate(transfer.limits.storage))
+        .execute(&mut *transaction)
+        .await?;
         Ok(transaction.commit().await?)
     }
 
@@ -167,4 +186,9 @@ impl Store {
         sqlx::query("DELETE FROM share WHERE id = $1").bind(share.to_string()).execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
     }
+}
+
+/// A limit in bytes per second; null means none.
+fn rate(row: &SqliteRow, column: &'static str) -> Result<Option<ByteCount>, StoreError> {
+    Ok(row.try_get::<Option<i64>, _>(column)?.map(|rate| ByteCount(rate.cast_unsigned())))
 }

@@ -1,7 +1,14 @@
 //! The database's tables, as steps from one schema version to the next. The SQL also works with PostgreSQL.
 
 /// `MIGRATIONS[n]` leads from schema version n to n + 1.
-pub(super) const MIGRATIONS: &[&[&str]] = &[FIRST, JOBS_IN_A_QUEUE, STORAGE_LOCATIONS];
+pub(super) const MIGRATIONS: &[&[&str]] = &[FIRST, JOBS_IN_A_QUEUE, STORAGE_LOCATIONS, TRANSFER];
+
+const TRANSFER: &[&str] = &[
+    "ALTER TABLE host ADD COLUMN performance TEXT NOT NULL DEFAULT 'compression'",
+    // Bytes per second; null: no limit.
+    "ALTER TABLE host ADD COLUMN memory_rate_limit BIGINT",
+    "ALTER TABLE host ADD COLUMN storage_rate_limit BIGINT",
+];
 
 const STORAGE_LOCATIONS: &[&str] = &[
     // location is JSON and is compared as text; the place numbers record the order in which locations were added.

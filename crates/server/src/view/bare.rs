@@ -33,6 +33,7 @@ pub(super) fn bare(record: &JobRecord, phase: Phase, sentences: Vec<JobText>) ->
         disks: Vec::new(),
         next: Vec::new(),
         figures: None,
+        transfer: None,
         findings: job.findings.clone(),
         log: Vec::new(),
     }

@@ -72,7 +72,7 @@ async fn work(lab: &Lab, asked: &[(JobId, JobAction, Phase)], mend: impl AsyncFn
 /// Begins moves of new VMs from `kvm1` to `kvm2`, and waits until each is held at a point there.
 async fn held(lab: &Lab, kvm1: &Host, vms: &[&str], point: Point) -> (Vec<JobId>, Vec<Arc<Hold>>) {
     for host in ["kvm1", "kvm2"] {
-        let limits = SetHost { live_limit: Some(8), storage_limit: None };
+        let limits = SetHost { live_limit: Some(8), ..SetHost::default() };
         lab.client.set_host(host, &limits).await.expect("set");
     }
     let (mut jobs, mut holds) = (Vec::new(), Vec::new());
@@ -95,7 +95,7 @@ fn a_job_that_is_queued() {
     in_lab(async |lab| {
         let (kvm1, _kvm2, _) = lab.two_hosts().await;
         let (_, holds) = held(lab, &kvm1, &["first"], Point::Pass(2)).await;
-        lab.client.set_host("kvm1", &SetHost { live_limit: Some(1), storage_limit: None }).await.expect("set");
+        lab.client.set_host("kvm1", &SetHost { live_limit: Some(1), ..SetHost::default() }).await.expect("set");
         let mut jobs = Vec::new();
         for vm in ["a", "b"] {
             lab.run(&kvm1, vm, |_| {}).await;

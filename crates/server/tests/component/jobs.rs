@@ -67,7 +67,7 @@ fn a_third_move_waits_and_says_for_what_and_a_higher_limit_lets_it_go_at_once() 
         assert_eq!(moves, [("web01", true), ("db", true), ("mail", true)]);
         assert_eq!(host.moves.iter().filter(|each| each.phase == Phase::Queued).count(), 1);
 
-        let three = SetHost { live_limit: Some(3), storage_limit: None };
+        let three = SetHost { live_limit: Some(3), ..SetHost::default() };
         let limits = lab.client.set_host("kvm1", &three).await.expect("set").limits;
         assert_eq!(limits, Limits { live: 3, storage: 2 });
         let waits = lab.client.job(third.id).await.expect("known").waits.expect("it still waits");
@@ -80,7 +80,7 @@ fn a_third_move_waits_and_says_for_what_and_a_higher_limit_lets_it_go_at_once() 
         lab.ends(&first, Phase::Succeeded).await;
         lab.ends(&second, Phase::Succeeded).await;
         for bad in [0, Limits::MAX + 1] {
-            let body = SetHost { live_limit: Some(bad), storage_limit: None };
+            let body = SetHost { live_limit: Some(bad), ..SetHost::default() };
             assert_eq!(refusal(lab.client.set_host("kvm1", &body).await), (400, vec![FindingId::RequestInvalid]));
         }
     });
@@ -136,7 +136,7 @@ fn a_move_that_waits_is_cancelled_without_a_trace_and_restarted_as_a_second_atte
     in_lab(async |lab| {
         let (kvm1, kvm2, _) = lab.two_hosts().await;
         run_more(lab, &kvm1, &["db"]).await;
-        lab.client.set_host("kvm1", &SetHost { live_limit: Some(1), storage_limit: None }).await.expect("set");
+        lab.client.set_host("kvm1", &SetHost { live_limit: Some(1), ..SetHost::default() }).await.expect("set");
         let (first, hold) = held_move(lab, &kvm1, "web01", "kvm2").await;
         let second = lab.migrate("db", "kvm2").await.expect("accepted");
         assert_eq!(refusal(lab.client.restart_job(second.id).await), (409, vec![FindingId::JobOpen]));
@@ -169,7 +169,7 @@ fn the_queue_outlives_the_server_in_its_order() {
     in_lab(async |lab| {
         let (kvm1, _kvm2, _) = lab.two_hosts().await;
         run_more(lab, &kvm1, &["db", "mail"]).await;
-        lab.client.set_host("kvm1", &SetHost { live_limit: Some(1), storage_limit: None }).await.expect("set");
+        lab.client.set_host("kvm1", &SetHost { live_limit: Some(1), ..SetHost::default() }).await.expect("set");
         let (first, hold) = held_move(lab, &kvm1, "web01", "kvm2").await;
         let second = lab.migrate("db", "kvm2").await.expect("accepted");
         let third = lab.migrate("mail", "kvm2").await.expect("accepted");
@@ -224,7 +224,7 @@ fn cancelling_several_moves_cancels_those_that_have_not_switched_over() {
     in_lab(async |lab| {
         let (kvm1, kvm2, _) = lab.two_hosts().await;
         run_more(lab, &kvm1, &["db", "mail"]).await;
-        lab.client.set_host("kvm1", &SetHost { live_limit: Some(1), storage_limit: None }).await.expect("set");
+        lab.client.set_host("kvm1", &SetHost { live_limit: Some(1), ..SetHost::default() }).await.expect("set");
         let hold = Arc::new(kvm1.hypervisor.faults().hold(Point::Pass(2)));
         let parent = lab.client.migrate_many(&several(&["web01", "db", "mail"], "kvm2")).await.expect("accepted");
         reached(&hold).await;
@@ -477,7 +477,7 @@ fn a_move_waits_for_a_database_that_cannot_be_written_and_then_goes_on() {
     in_lab(async |lab| {
         let (kvm1, _kvm2, vm) = lab.two_hosts().await;
         lab.run(&kvm1, "db", |_| {}).await;
-        lab.client.set_host("kvm1", &SetHost { live_limit: Some(1), storage_limit: None }).await.expect("set");
+        lab.client.set_host("kvm1", &SetHost { live_limit: Some(1), ..SetHost::default() }).await.expect("set");
         let (job, hold) = held_move(lab, &kvm1, "web01", "kvm2").await;
         let next = lab.migrate("db", "kvm2").await.expect("accepted");
         let database = lab.config().state_dir.join("ferry.db");

@@ -12,5 +12,6 @@ mod rules;
 mod shares;
 mod storage;
 mod support;
+mod transfer;
 mod trust;
 mod with_disks;

@@ -172,7 +172,7 @@ fn a_vm_that_runs_is_never_moved_offline_nor_the_other_way_round() {
 }
 
 fn none_at_once() -> ferry_core::api::server::SetHost {
-    ferry_core::api::server::SetHost { live_limit: None, storage_limit: Some(1) }
+    ferry_core::api::server::SetHost { storage_limit: Some(1), ..Default::default() }
 }
 
 #[test]

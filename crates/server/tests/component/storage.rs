@@ -229,7 +229,7 @@ fn storage_moves_have_slots_of_their_own() {
     in_lab(async |lab| {
         let (kvm1, _kvm2, _) = two_disks(lab).await;
         lab.run(&kvm1, "mail", |_| {}).await;
-        lab.client.set_host("kvm1", &SetHost { live_limit: None, storage_limit: Some(1) }).await.expect("set");
+        lab.client.set_host("kvm1", &SetHost { storage_limit: Some(1), ..SetHost::default() }).await.expect("set");
         let (first, hold) = held(lab, &kvm1, Point::CopyPart).await;
         let second = lab.client.move_storage("mail", &all_to(&local(&kvm1))).await.expect("accepted");
         let waits = second.waits.clone().expect("it says for what");
@@ -308,7 +308,7 @@ fn what_stands_against_a_job_that_waited_is_found_when_it_begins() {
         let (kvm1, _kvm2, _) = two_disks(lab).await;
         lab.run(&kvm1, "mail", |_| {}).await;
         lab.wait_for_state("mail", VmState::Running).await;
-        lab.client.set_host("kvm1", &SetHost { live_limit: None, storage_limit: Some(1) }).await.expect("set");
+        lab.client.set_host("kvm1", &SetHost { storage_limit: Some(1), ..SetHost::default() }).await.expect("set");
         let (first, hold) = held(lab, &kvm1, Point::CopyPart).await;
         let second = lab.client.move_storage("mail", &all_to(&local(&kvm1))).await.expect("accepted");
         let disk = kvm1.on_share("mail/disk.raw");

@@ -199,7 +199,7 @@ fn a_server_that_is_restarted_while_a_disk_moves_along_finishes_the_move() {
 fn it_takes_both_slots_of_both_hosts() {
     in_lab(async |lab| {
         let (kvm1, kvm2, _) = half_shared(lab).await;
-        let limits = SetHost { live_limit: Some(1), storage_limit: Some(1) };
+        let limits = SetHost { live_limit: Some(1), storage_limit: Some(1), ..SetHost::default() };
         lab.client.set_host("kvm2", &limits).await.expect("set");
         let (first, hold) = held(lab, &kvm1, Point::MigratedDisk, &to_new(&kvm2)).await;
         let waits = |job: &JobView| -> Vec<Slot> {

@@ -43,6 +43,7 @@ use crate::{
     filter::StreamFilter,
     lane::{self, Place},
     meter::Meter,
+    rate::RateLimit,
     traffic::Traffic,
     window::{BUDGET_BYTES, Pace},
 };
@@ -69,12 +70,14 @@ pub struct Options {
     pub window_max: u64,
     /// Filters the plain bytes of both directions at this end.
     pub filter: Option<Box<dyn StreamFilter>>,
+    /// Limits what is read from the local socket; shared by the channels that are limited together.
+    pub rate: Option<Arc<RateLimit>>,
 }
 
 impl Options {
     /// No filter, the only channel of its carrier, and a peer that speaks the newest version.
     pub fn new(downtime_limit: Duration, meter: Arc<Meter>) -> Self {
-        Self { downtime_limit, meter, traffic: Arc::default(), window_max: BUDGET_BYTES, filter: None }
+        Self { downtime_limit, meter, traffic: Arc::default(), window_max: BUDGET_BYTES, filter: None, rate: None }
     }
 }
 
@@ -112,7 +115,7 @@ where
     let shared = Arc::new(Shared::new(count, options.meter, options.traffic, options.filter));
     let slots = lanes.len() * if coding.is_some() { ENCODING_FRAMES_MAX } else { 1 };
     let pace = Pace::new(options.downtime_limit, options.window_max);
-    let (mut sender, frames) = Sender::new(local_reader, pace, slots, Arc::clone(&shared));
+    let (mut sender, frames) = Sender::new(local_reader, pace, options.rate, slots, Arc::clone(&shared));
     let (inbound, chunks) = Inbound::new(count);
     let (end, ending) = watch::channel(Ending::No);
     let mut halves = (0..).zip(lanes).map(|(lane, pipe)| {

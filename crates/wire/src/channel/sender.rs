@@ -17,6 +17,7 @@ use crate::{
     WireError,
     filter::Direction,
     frame::{Chain, DATA_BYTES_MAX, Header},
+    rate::{RateLimit, Room},
     window::Pace,
 };
 
@@ -52,6 +53,7 @@ pub(super) struct Sender<R> {
     local: Option<R>,
     shared: Arc<Shared>,
     pace: Pace,
+    rate: Option<Arc<RateLimit>>,
     /// Until the stream has ended.
     frames: Option<mpsc::Sender<Outgoing>>,
     /// Allows frames to be on their way, so that nothing is read for which no lane has time: what waits in the local
@@ -73,12 +75,19 @@ pub(super) struct Sender<R> {
 
 impl<R: AsyncRead + Unpin> Sender<R> {
     /// A sender with at most `slots` frames on their way to the lanes, which take them from the queue.
-    pub(super) fn new(local: R, pace: Pace, slots: usize, shared: Arc<Shared>) -> (Self, Frames) {
+    pub(super) fn new(
+        local: R,
+        pace: Pace,
+        rate: Option<Arc<RateLimit>>,
+        slots: usize,
+        shared: Arc<Shared>,
+    ) -> (Self, Frames) {
         let (frames, queue) = mpsc::channel(slots);
         let sender = Self {
             local: Some(local),
             shared,
             pace,
+            rate,
             frames: Some(frames),
             slots: Arc::new(Semaphore::new(slots)),
             slot: None,
@@ -119,7 +128,13 @@ impl<R: AsyncRead + Unpin> Sender<R> {
                 self.send(part, slot);
                 continue;
             }
-            let reads = sends && !has_passed && self.slot.is_some();
+            let allowed = self.rate.as_ref().map_or(Room::Bytes(u64::MAX), |rate| rate.room());
+            let (room, wait) = match allowed {
+                Room::Bytes(bytes) => (room.min(usize::try_from(bytes).unwrap_or(usize::MAX)), None),
+                Room::After(wait) => (0, Some(wait)),
+            };
+            let wants = sends && !has_passed && self.slot.is_some();
+            let reads = wants && wait.is_none();
             if reads {
                 self.chunk.reserve(DATA_BYTES_MAX);
             }
@@ -130,10 +145,16 @@ impl<R: AsyncRead + Unpin> Sender<R> {
                 slot = Arc::clone(slots).acquire_owned(), if sends && self.slot.is_none() => {
                     self.slot = Some(slot.expect("it is never closed"));
                 }
+                () = tokio::time::sleep(wait.unwrap_or_default()), if wants && wait.is_some() => {}
                 read = async { local.as_mut().expect("guarded by `reads`").read_buf(&mut chunk.limit(room)).await }, if reads => {
                     match read.map_err(WireError::Local)? {
                         0 => self.local = None,
-                        _ => self.send_chunk()?,
+                        count => {
+                            if let Some(rate) = &self.rate {
+                                rate.spend(count as u64);
+                            }
+                            self.send_chunk()?;
+                        }
                     }
                 }
             }

@@ -10,6 +10,7 @@ use crate::{
     job::OnStall,
     location::Location,
     pin::{Pin, Secret},
+    transfer::Preset,
     units::ByteCount,
     vm::DiskFormat,
 };
@@ -107,6 +108,13 @@ pub struct PrepareSource {
     pub downtime_limit_ms: u32,
     /// Limit of the rate at which QEMU sends, in bytes per second; `None`: no limit.
     pub bandwidth_bytes_per_s: Option<u64>,
+    /// Limit of the rate at which the carrier sends all disks together, in bytes per second. Absent from servers of an
+    /// earlier version.
+    #[serde(default)]
+    pub disk_bandwidth_bytes_per_s: Option<u64>,
+    /// How the bytes travel. Absent from servers of an earlier version, which know no other way.
+    #[serde(default = "standard")]
+    pub performance: Preset,
     /// The time limit of the move, in milliseconds.
     pub timeout_ms: u64,
     /// What happens if it does not converge. Absent from servers of an earlier version.
@@ -119,6 +127,10 @@ pub struct PrepareSource {
     /// Absent from servers of an earlier version.
     #[serde(default)]
     pub shares_proven: bool,
+}
+
+fn standard() -> Preset {
+    Preset::Standard
 }
 
 /// The source has connected and holds the VM.

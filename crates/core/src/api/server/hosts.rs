@@ -12,6 +12,7 @@ use crate::{
     pin::Pin,
     place::{DirectoryListing, OfferedPlace},
     share::AttachedShare,
+    transfer::{HostTransfer, Preset},
     units::ByteCount,
     vm::VmState,
 };
@@ -53,6 +54,9 @@ pub struct HostView {
     pub shares: Vec<AttachedShare>,
     /// How many moves it takes part in at the same time.
     pub limits: Limits,
+    /// How the bytes of its moves travel. A server of an earlier version omits the field.
+    #[serde(default)]
+    pub transfer: HostTransfer,
     /// Whether it is in maintenance: no VM is placed there.
     pub maintenance: bool,
     /// Moves in progress, incoming and outgoing, and those that wait.
@@ -149,6 +153,15 @@ pub struct SetHost {
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 64))]
     pub storage_limit: Option<u32>,
+    /// How the bytes of its moves travel, unless a move requests otherwise.
+    #[serde(default)]
+    pub performance: Option<Preset>,
+    /// The most bytes of memory per second that a move may send from or to it: 0 for no limit, otherwise at least 1 MiB.
+    #[serde(default)]
+    pub memory_bandwidth_bytes_per_s: Option<u64>,
+    /// The same for the disks of a move, all together.
+    #[serde(default)]
+    pub storage_bandwidth_bytes_per_s: Option<u64>,
 }
 
 /// Moves every running VM off a host and puts it into maintenance.

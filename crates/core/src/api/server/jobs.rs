@@ -10,6 +10,7 @@ use crate::{
     job::{Figures, JobKind, Progress},
     job_text::JobText,
     migration::{JobAction, Phase, Step},
+    transfer::Transfer,
     units::ByteCount,
 };
 
@@ -90,7 +91,7 @@ pub struct AuditRecord {
     pub source: String,
     /// The destination's name.
     pub destination: String,
-    /// How bytes were encoded: `standard` means unchanged, over TCP.
+    /// How bytes travelled: `standard` means unchanged, over TCP; `compression` means compressed where that paid.
     pub preset: String,
     /// How it ended.
     pub outcome: Phase,
@@ -198,6 +199,9 @@ pub struct JobView {
     pub next: Vec<JobAction>,
     /// Its measurements, once it has succeeded.
     pub figures: Option<Figures>,
+    /// How its bytes travel; only in the view of a single job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Transfer>,
     /// The findings of preflight.
     pub findings: Vec<Finding>,
     /// Its log, oldest first; up to 1,000 lines. Empty in lists and events.

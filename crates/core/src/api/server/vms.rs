@@ -7,6 +7,7 @@ use crate::{
     finding::{Finding, Message},
     id::JobId,
     job::{MoveKind, OnStall},
+    transfer::{Preset, Transfer},
     units::ByteCount,
     vm::{DiskFormat, VmFacts},
 };
@@ -40,6 +41,9 @@ pub struct Candidate {
     pub sentence: Option<Message>,
     /// What prevents the move, and what the user should know.
     pub findings: Vec<Finding>,
+    /// How its bytes would travel; only where a single move was judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Transfer>,
 }
 
 /// Moves a VM.
@@ -55,10 +59,18 @@ pub struct MigrateVm {
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(minimum = 10, maximum = 10000))]
     pub downtime_limit_ms: Option<u32>,
-    /// Limits the bytes sent per second: of memory and, before memory, of each migrated disk separately.
+    /// Limits the bytes sent per second: of memory and, before memory, of all migrated disks together. Hosts may be set
+    /// to less.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(minimum = 1048576))]
     pub bandwidth_bytes_per_s: Option<u64>,
+    /// A limit for the migrated disks alone, in place of `bandwidth_bytes_per_s`.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(minimum = 1048576))]
+    pub storage_bandwidth_bytes_per_s: Option<u64>,
+    /// How its bytes travel; `None`: compressed if both hosts are set to it.
+    #[serde(default)]
+    pub performance: Option<Preset>,
     /// The time limit of the move, from libvirt's migrate call. Milliseconds; default one hour.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(minimum = 1000, maximum = 604800000))]

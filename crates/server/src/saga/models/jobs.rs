@@ -31,6 +31,7 @@ fn live_plan(migrated: Vec<DiskMove>, autostart: bool) -> LivePlan {
         generation: Generation(1),
         downtime_limit_ms: 300,
         bandwidth_bytes_per_s: None,
+        transfer: None,
         timeout_ms: 1000,
         on_stall: OnStall::Abort,
         need: Need::default(),

@@ -107,10 +107,14 @@ pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Chann
                 continue;
             }
         };
-        let meter = if matches!(channel, Channel::Disk(_)) { &shared.meters.disks } else { &shared.meters.memory };
+        let (meter, rate) = match matches!(channel, Channel::Disk(_)) {
+            true => (&shared.meters.disks, &shared.disk_rate),
+            false => (&shared.meters.memory, &shared.memory_rate),
+        };
         peer.widen();
         let mut options = Options {
             traffic: Arc::clone(&shared.traffic),
+            rate: rate.clone(),
             ..Options::new(shared.request.downtime_limit, Arc::clone(meter))
         };
         let mut disk = None;

@@ -36,6 +36,7 @@ use ferry_drivers::hypervisor::{
 use ferry_wire::{
     control::{Control, Message},
     hello::Channel,
+    rate::RateLimit,
 };
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
@@ -83,9 +84,18 @@ impl Source {
         let (stopped, vm) = (sender.clone(), task.vm);
         let stopped_at: Arc<Mutex<Option<Instant>>> = Arc::default();
         let note = Arc::clone(&stopped_at);
+        let limit = |bytes_per_s: Option<u64>| bytes_per_s.map(|rate| Arc::new(RateLimit::new(rate)));
+        // libvirt knows one limit and would hold each disk to that of memory, so it is given none where disks migrate.
+        let (by_libvirt, by_carrier) =
+            if migrated.is_empty() { (task.bandwidth_bytes_per_s, None) } else { (None, task.bandwidth_bytes_per_s) };
+        let (memory_rate, disk_rate) = (limit(by_carrier), limit(task.disk_bandwidth_bytes_per_s.or(by_carrier)));
+        let lifted = memory_rate.clone();
         let watch = call(&board.hypervisor, move |hypervisor| {
             hypervisor.watch(Box::new(move |event| {
                 if event == DomainEvent::StoppedForMigration(vm) {
+                    if let Some(rate) = &lifted {
+                        rate.lift();
+                    }
                     stopped.send_now(Message::Stopped);
                     lock(&note).get_or_insert_with(Instant::now);
                 }
@@ -101,7 +111,7 @@ impl Source {
                 translate: translate.clone(),
                 persistent: *persistent,
                 downtime_limit: Duration::from_millis(u64::from(task.downtime_limit_ms)),
-                bandwidth_bytes_per_s: task.bandwidth_bytes_per_s,
+                bandwidth_bytes_per_s: by_libvirt,
                 auto_converge: task.on_stall == OnStall::Autoconverge,
                 disks: migrated_disks(task),
                 vouched: *vouched,
@@ -114,6 +124,9 @@ impl Source {
             timeout: Duration::from_millis(task.timeout_ms),
             dialer,
             traffic: Arc::default(),
+            memory_rate,
+            disk_rate,
+            performance: task.performance,
             meters: Meters::default(),
             control: sender,
             aborting: AtomicBool::new(false),

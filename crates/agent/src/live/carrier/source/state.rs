@@ -8,9 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_core::{api::agent::IncomingDiskFile, disk_rest::Rest, error::chain, job::OnStall};
+use ferry_core::{api::agent::IncomingDiskFile, disk_rest::Rest, error::chain, job::OnStall, transfer::Preset};
 use ferry_drivers::hypervisor::MigrateRequest;
-use ferry_wire::{control::ControlSender, nbd::Image, session::Dialer, traffic::Traffic};
+use ferry_wire::{control::ControlSender, nbd::Image, rate::RateLimit, session::Dialer, traffic::Traffic};
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -44,6 +44,12 @@ pub(super) struct Shared {
     pub(super) dialer: Dialer,
     /// Traffic of memory and disks.
     pub(super) traffic: Arc<Traffic>,
+    /// The limit of memory, if the carrier and not libvirt limits it.
+    pub(super) memory_rate: Option<Arc<RateLimit>>,
+    /// The limit of all disks together.
+    pub(super) disk_rate: Option<Arc<RateLimit>>,
+    /// How the bytes of memory and disks travel.
+    pub(super) performance: Preset,
     pub(super) meters: Meters,
     pub(super) control: ControlSender,
     pub(super) aborting: AtomicBool,
