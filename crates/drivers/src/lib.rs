@@ -4,6 +4,7 @@
 //! libvirt's domains appear only here, and nowhere above.
 
 mod busy;
+pub mod cpu;
 pub mod file;
 pub mod hypervisor;
 pub mod identity;
