@@ -16,6 +16,11 @@ pub const HEADER_BYTES: usize = 32;
 /// Largest plain payload of a Data frame: large enough that the cost of headers and system calls is negligible, small
 /// enough that one frame adds little delay (2 ms at 1 Gb/s).
 pub const DATA_BYTES_MAX: usize = 256 << 10;
+/// How much longer than its plain payload a frame in [`Codec::ZstdLong`] may be, which is sent even if it does not shrink:
+/// 3 bytes for each block of 128 KiB, and the header of zstd's own frame.
+pub const CODED_EXTRA_BYTES_MAX: usize = 32;
+/// Largest payload of a frame.
+pub const PAYLOAD_BYTES_MAX: usize = DATA_BYTES_MAX + CODED_EXTRA_BYTES_MAX;
 /// Longest reason of an Abort frame.
 pub const REASON_BYTES_MAX: usize = 1024;
 
@@ -25,25 +30,35 @@ pub enum Codec {
     /// Not at all.
     #[default]
     Raw,
-    /// One byte for a payload of one byte again and again.
-    #[cfg(test)]
-    Repeats,
+    /// An LZ4 block.
+    Lz4,
+    /// A frame of zstd.
+    Zstd,
+    /// A byte (0: goes on, 1: begins), then a flushed part of a frame of zstd that all of its lane's payloads in this codec
+    /// belong to since it began; with long-distance matching.
+    ZstdLong,
 }
 
 impl Codec {
     /// Every codec of this program.
-    pub(crate) const ALL: &[Self] = &[
-        Self::Raw,
-        #[cfg(test)]
-        Self::Repeats,
-    ];
+    pub const ALL: &[Self] = &[Self::Raw, Self::Lz4, Self::Zstd, Self::ZstdLong];
 
-    /// Its number on the wire, less than 32.
+    /// Its number on the wire, up to 8.
     pub(crate) fn number(self) -> u8 {
         match self {
             Self::Raw => 0,
-            #[cfg(test)]
-            Self::Repeats => 31,
+            Self::Lz4 => 1,
+            Self::Zstd => 2,
+            Self::ZstdLong => 3,
+        }
+    }
+
+    /// Whether a payload of this plain length can have this coded one.
+    fn fits(self, plain: u32, coded: u32) -> bool {
+        match self {
+            Self::Raw => coded == plain,
+            Self::Lz4 | Self::Zstd => (1..plain).contains(&coded),
+            Self::ZstdLong => (2..=plain + CODED_EXTRA_BYTES_MAX as u32).contains(&coded),
         }
     }
 
@@ -62,7 +77,8 @@ pub enum Header {
         codec: Codec,
         /// Their plain length, 1 to [`DATA_BYTES_MAX`].
         plain: u32,
-        /// Their coded length: less than the plain length, or equal if they are not coded.
+        /// Their coded length: less than the plain length; equal if they are not coded; up to [`CODED_EXTRA_BYTES_MAX`]
+        /// more in [`Codec::ZstdLong`].
         coded: u32,
         /// Plain bytes of the stream before this frame.
         offset: u64,
@@ -143,8 +159,7 @@ impl Header {
             1 => {
                 let codec = Codec::of_number(bytes[1]).ok_or_else(|| bad("an unknown codec"))?;
                 let legal = 1..=DATA_BYTES_MAX as u32;
-                let fits = if codec == Codec::Raw { coded == plain } else { (1..plain).contains(&coded) };
-                if !legal.contains(&plain) || !fits {
+                if !legal.contains(&plain) || !codec.fits(plain, coded) {
                     return Err(bad("a length out of bounds"));
                 }
                 Ok(Self::Data { codec, plain, coded, offset, checksum })
@@ -201,7 +216,15 @@ mod tests {
 
     fn any_header() -> impl Strategy<Value = Header> {
         let length = 1..=DATA_BYTES_MAX as u32;
+        let coded = (1..=DATA_BYTES_MAX as u32, 1..Codec::ALL.len(), any::<u64>(), any::<u64>());
         prop_oneof![
+            coded.prop_map(|(length, codec, offset, checksum)| Header::Data {
+                codec: Codec::ALL[codec],
+                plain: length.max(3),
+                coded: length.max(3) - 1,
+                offset,
+                checksum
+            }),
             (length, any::<u64>(), any::<u64>()).prop_map(|(length, offset, checksum)| Header::Data {
                 codec: Codec::Raw,
                 plain: length,
@@ -225,7 +248,7 @@ mod tests {
         #[test]
         fn any_bytes_decode_to_bounded_lengths_or_an_error(bytes: [u8; HEADER_BYTES]) {
             if let Ok(header) = Header::decode(&bytes) {
-                prop_assert!(header.payload_bytes() <= DATA_BYTES_MAX);
+                prop_assert!(header.payload_bytes() <= PAYLOAD_BYTES_MAX);
                 prop_assert_eq!(header.encode(), bytes);
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! hello   "FERRYWIR" · version min u16 · version max u16 · session 16 · secret 32
-//!         channel kind u8 · zero u8 · channel index u16 · lane u8 · lanes u8 · codec u8 · zero u8
+//!         channel kind u8 · zero u8 · channel index u16 · lane u8 · lanes u8 · codecs u8 (a bit for each) · zero u8
 //! answer  version u16 (0: refused) · length u16 · reason, or from version 3 on the responder's abilities
 //! ```
 //! The transport authenticates both ends before any of this is sent; the secret binds the pipe to one session.
@@ -15,7 +15,7 @@ use ferry_core::{id::SessionId, pin::Secret};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use uuid::Uuid;
 
-use crate::{WireError, channel::LANES_MAX, frame::Codec};
+use crate::{WireError, channel::LANES_MAX, codec::Codecs};
 
 /// The newest protocol version that this program speaks. 2: windows of more than 8 MiB. 3: answers state abilities;
 /// offline moves have their own channels. 4: what is held of an offline move's file is told as a content index.
@@ -105,7 +105,8 @@ impl Channel {
 /// Abilities of an end beyond those of every version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abilities {
-    /// Codecs that it decodes: one bit for each number on the wire. Always includes [`Codec::Raw`].
+    /// Codecs that it decodes: one bit for each number on the wire. Always includes the lowest, which is that of
+    /// [`Codec::Raw`](crate::frame::Codec::Raw).
     pub codecs: u32,
     /// Largest number of lanes per channel.
     pub lanes_max: u8,
@@ -116,19 +117,14 @@ pub struct Abilities {
 impl Default for Abilities {
     /// The abilities of every version.
     fn default() -> Self {
-        Self { codecs: bit_of(Codec::Raw), lanes_max: 1, features: 0 }
+        Self { codecs: Codecs::NONE.to_abilities(), lanes_max: 1, features: 0 }
     }
-}
-
-fn bit_of(codec: Codec) -> u32 {
-    1 << codec.number()
 }
 
 impl Abilities {
     /// The abilities of this program.
     pub fn ours() -> Self {
-        let codecs = Codec::ALL.iter().fold(0, |codecs, codec| codecs | bit_of(*codec));
-        Self { codecs, lanes_max: LANES_MAX, features: 0 }
+        Self { codecs: Codecs::all().to_abilities(), lanes_max: LANES_MAX, features: 0 }
     }
 
     fn encode(self) -> [u8; ABILITIES_BYTES] {
@@ -150,15 +146,16 @@ impl Abilities {
 /// How the bytes of a stream travel. By default they are not coded, on one lane, as in every version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
-    /// The codec that its frames may use, in both directions. Any frame may be sent as it is instead.
-    pub codec: Codec,
+    /// The codecs that its frames may use, in both directions: each frame states its own, and any may be sent as it is. Both
+    /// ends choose for what they send.
+    pub codecs: Codecs,
     /// Its number of lanes, at least 1.
     pub lanes: u8,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { codec: Codec::Raw, lanes: 1 }
+        Self { codecs: Codecs::NONE, lanes: 1 }
     }
 }
 
@@ -168,8 +165,8 @@ impl Terms {
         if !channel.is_stream() {
             return Self::default();
         }
-        let codec = if peer.codecs & bit_of(self.codec) != 0 { self.codec } else { Codec::Raw };
-        Self { codec, lanes: self.lanes.clamp(1, peer.lanes_max.min(LANES_MAX)) }
+        let codecs = self.codecs.common(Codecs::from_abilities(peer.codecs));
+        Self { codecs, lanes: self.lanes.clamp(1, peer.lanes_max.min(LANES_MAX)) }
     }
 }
 
@@ -239,7 +236,7 @@ impl Hello {
         bytes[62..64].copy_from_slice(&index.to_le_bytes());
         bytes[64] = self.lane;
         bytes[65] = self.terms.lanes;
-        bytes[66] = self.terms.codec.number();
+        bytes[66] = self.terms.codecs.to_byte();
         bytes
     }
 
@@ -253,7 +250,7 @@ impl Hello {
         let session = SessionId(Uuid::from_slice(&bytes[12..28]).expect("sixteen bytes"));
         let secret = Secret(bytes[28..60].try_into().expect("thirty-two bytes"));
         let unsupported = |what: String| HelloError::NotSupported { session, secret, what };
-        let ([kind, _], index, [lane, lanes, codec]) =
+        let ([kind, _], index, [lane, lanes, codecs]) =
             ([bytes[60], bytes[61]], u16_at(62), [bytes[64], bytes[65], bytes[66]]);
         if &bytes[..8] != MAGIC {
             return Err(not_one("a wrong magic"));
@@ -269,10 +266,10 @@ impl Hello {
         }
         let channel =
             Channel::from_wire(kind, index).ok_or_else(|| unsupported(format!("a channel of kind {kind}, {index}")))?;
-        let codec = Codec::of_number(codec).ok_or_else(|| unsupported(format!("codec {codec}")))?;
-        let terms = Terms { codec, lanes };
+        let codecs = Codecs::from_byte(codecs).ok_or_else(|| unsupported(format!("codecs {codecs:#b}")))?;
+        let terms = Terms { codecs, lanes };
         if !channel.is_stream() && terms != Terms::default() {
-            return Err(unsupported(format!("a channel {channel:?} with a codec or several lanes")));
+            return Err(unsupported(format!("a channel {channel:?} with codecs or several lanes")));
         }
         let (version_min, version_max) = (u16_at(8), u16_at(10));
         Ok(Self { version_min, version_max, session, secret, channel, lane, terms })
@@ -398,7 +395,7 @@ mod tests {
             (60, 9, "a channel of kind 9, 1"),
             (61, 1, "reserved"),
             (65, 9, "9 lanes"),
-            (66, 7, "codec 7"),
+            (66, 0b1001, "codecs 0b1001"),
             (67, 1, "reserved"),
         ] {
             let mut bytes = good;
@@ -414,11 +411,18 @@ mod tests {
 
     #[test]
     fn terms_are_what_both_ends_can_do_and_are_for_streams_only() {
-        let terms = Terms { codec: Codec::Repeats, lanes: 4 };
+        let terms = Terms { codecs: Codecs::all(), lanes: 4 };
+        let zstd = Codecs::from_abilities(0b101);
         for (channel, peer, expected) in [
             (Channel::Disk(1), Abilities::ours(), terms),
             (Channel::Memory(0), Abilities { lanes_max: 2, ..Abilities::ours() }, Terms { lanes: 2, ..terms }),
-            (Channel::Memory(0), Abilities { codecs: 1, ..Abilities::ours() }, Terms { codec: Codec::Raw, ..terms }),
+            (Channel::Memory(0), Abilities { codecs: 1, ..Abilities::ours() }, Terms { codecs: Codecs::NONE, ..terms }),
+            // One of ours, and one that this program does not know.
+            (
+                Channel::Memory(0),
+                Abilities { codecs: 0x8000_0005, ..Abilities::ours() },
+                Terms { codecs: zstd, ..terms },
+            ),
             (Channel::Memory(0), Abilities::default(), Terms::default()),
             (Channel::Rpc, Abilities::ours(), Terms::default()),
         ] {

@@ -15,6 +15,7 @@
 //!
 //! Only [`nbd`] interprets bytes: those of disk channels.
 pub mod channel;
+pub mod codec;
 pub mod content;
 pub mod control;
 mod error;

@@ -1,6 +1,11 @@
 //! Counters of channels, readable by any thread.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use crate::frame::Codec;
 
 /// Counters of one or several channels of one end. All except `waiting` only rise.
 #[derive(Debug, Default)]
@@ -10,6 +15,24 @@ pub struct Meter {
     wire: AtomicU64,
     waiting: AtomicU64,
     waiting_max: AtomicU64,
+    /// By the codec's number.
+    coded: [Counts; Codec::ALL.len()],
+    encoding_nanos: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    plain: AtomicU64,
+    coded: AtomicU64,
+}
+
+/// Payloads of frames in one codec, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Coded {
+    /// What they hold.
+    pub plain: u64,
+    /// What was sent or received for it.
+    pub coded: u64,
 }
 
 impl Meter {
@@ -36,6 +59,27 @@ impl Meter {
     /// The maximum of `waiting` so far.
     pub fn waiting_max(&self) -> u64 {
         self.waiting_max.load(Relaxed)
+    }
+
+    /// Payloads sent and received in this codec, on channels for which codecs were agreed.
+    pub fn coded(&self, codec: Codec) -> Coded {
+        let Counts { plain, coded } = &self.coded[usize::from(codec.number())];
+        Coded { plain: plain.load(Relaxed), coded: coded.load(Relaxed) }
+    }
+
+    /// Time that encoders took, of all lanes together; with what they tried to choose a codec.
+    pub fn encoding(&self) -> Duration {
+        Duration::from_nanos(self.encoding_nanos.load(Relaxed))
+    }
+
+    pub(crate) fn add_coded(&self, codec: Codec, plain: u64, coded: u64) {
+        let counts = &self.coded[usize::from(codec.number())];
+        counts.plain.fetch_add(plain, Relaxed);
+        counts.coded.fetch_add(coded, Relaxed);
+    }
+
+    pub(crate) fn add_encoding(&self, took: Duration) {
+        self.encoding_nanos.fetch_add(took.as_nanos() as u64, Relaxed);
     }
 
     pub(crate) fn add_sent(&self, plain: u64) {

@@ -65,7 +65,8 @@ impl Connection {
         W: AsyncWrite + Send + Unpin,
     {
         let window_max = options.window_max.min(window_bytes_max(self.agreed.version));
-        let coding = Coding::of(self.agreed.terms.codec);
+        let Terms { codecs, lanes } = self.agreed.terms;
+        let coding = Coding::of(codecs, lanes, options.compression.clone());
         carry_coded(self.lanes, local_reader, local_writer, Options { window_max, ..options }, coding).await
     }
 

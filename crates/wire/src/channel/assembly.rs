@@ -7,8 +7,8 @@ use crate::{
     frame::{Chain, Codec, Header},
 };
 
-/// Upper bound of the peer's window, in plain bytes; a peer that sends more breaks the protocol. Coded frames are never
-/// longer than plain ones.
+/// Upper bound of the peer's window, in plain bytes; a peer that sends more breaks the protocol. Coded frames are hardly
+/// longer than plain ones ([`Header`]).
 pub(crate) const INBOUND_BYTES_MAX: u64 = crate::window::BUDGET_BYTES + crate::window::WINDOW_BYTES_MIN;
 
 /// Limit of frames in flight, and so of chunks that wait for the local socket: the largest window in frames of 16 KiB.

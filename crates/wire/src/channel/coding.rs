@@ -1,63 +1,60 @@
-//! Codecs: each lane of a coded stream has a thread of its own for each direction, so that encoding never delays
+//! Coded streams: each lane of one has a thread of its own for each direction, so that encoding never delays
 //! acknowledgements or other lanes.
 //!
 //! ```text
 //! read ─▶ filter ─▶ (thread: encode) ─▶ lane        lane ─▶ deframe ─▶ (thread: decode, verify) ─▶ order ─▶ filter ─▶ write
 //! ```
-//! A stream without a codec has no threads. An encoder sees those frames of the stream that its lane carries, and the
-//! decoder at the other end the same ones, in the same order.
+//! A stream without codecs has no threads. An encoder sees those frames of the stream that its lane carries, and the
+//! decoder at the other end the same ones, in the same order. Each frame states its codec, which is one of those agreed.
 //!
-//! Bytes that wait for a thread count as in flight, like all bytes accepted and not yet delivered.
+//! Bytes that wait for a thread count as in flight, like all bytes accepted and not yet delivered: so what the law of the
+//! tail bounds are plain bytes, whatever they are coded as.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, Weak},
+    time::Instant,
+};
 
+use bytes::Bytes;
 use tokio::{
     sync::mpsc,
     task::{JoinHandle, spawn_blocking},
 };
 
 use super::{
+    adaptive::{Adaptive, Compression},
     assembly::{FRAMES_MAX, Frame, broken},
+    coder::{Decoder, Encoder, Sent},
     receiver::Inbound,
     sender::{Frames, Outgoing},
+    shared::Shared,
 };
 use crate::{
     WireError,
-    frame::{Codec, Header, verify},
+    codec::{Codecs, Decoders},
+    frame::{Codec, HEADER_BYTES, Header, verify},
 };
 
 /// Frames of a lane that wait, are being encoded, or are being written, so that its thread is never idle while it writes.
 pub(super) const ENCODING_FRAMES_MAX: usize = 4;
 
-/// Encodes the frames of one lane in order.
-pub(crate) trait Encoder: Send {
-    /// Appends `plain` to `coded` in fewer bytes and returns `true`; `false` if it does not shrink and is sent as it
-    /// is. The decoder does not see frames that are sent as they are.
-    fn encode(&mut self, plain: &[u8], coded: &mut Vec<u8>) -> bool;
-}
-
-/// Decodes the output of an [`Encoder`] of the same codec, in the same order.
-pub(crate) trait Decoder: Send {
-    /// Fills `plain`, whose length the frame states; `false` if the bytes are not valid for the codec.
-    fn decode(&mut self, coded: &[u8], plain: &mut [u8]) -> bool;
-}
-
 /// Makes the encoders and decoders of a channel: one of each for each lane.
 pub(crate) struct Coding {
-    /// Stated in each frame.
-    pub(super) codec: Codec,
+    /// Those that frames may use.
+    pub(super) codecs: Codecs,
     pub(super) encoder: Box<dyn FnMut() -> Box<dyn Encoder> + Send>,
     pub(super) decoder: Box<dyn FnMut() -> Box<dyn Decoder> + Send>,
 }
 
 impl Coding {
-    /// The implementation of the codec agreed with the peer; none for [`Codec::Raw`].
-    pub(crate) fn of(codec: Codec) -> Option<Self> {
-        match codec {
-            Codec::Raw => None,
-            #[cfg(test)]
-            Codec::Repeats => Some(tests::repeats(None, None)),
-        }
+    /// The implementation of the codecs agreed with the peer for so many lanes; `None` if there are none.
+    pub(crate) fn of(codecs: Codecs, lanes: u8, compression: Compression) -> Option<Self> {
+        (codecs != Codecs::NONE).then(|| Self {
+            codecs,
+            encoder: Box::new(move || Box::new(Adaptive::new(codecs, lanes, compression.clone()))),
+            decoder: Box::new(move || Box::new(Decoders::new(lanes))),
+        })
     }
 }
 
@@ -71,22 +68,31 @@ pub(super) enum Source {
 
 impl Source {
     /// Encodes frames on a thread.
-    pub(super) fn encoded(codec: Codec, mut encoder: Box<dyn Encoder>, queue: Frames) -> Self {
+    pub(super) fn encoded(mut encoder: Box<dyn Encoder>, queue: Frames, shared: &Arc<Shared>) -> Self {
         let (done, frames) = mpsc::channel(1);
+        // Not the channel's state: what the channel returns when it ends must not wait for this thread.
+        let (shared, meter) = (Arc::downgrade(shared), Arc::clone(&shared.meter));
         let thread = spawn_blocking(move || {
+            let mut coded = Vec::new();
             while let Some(mut frame) = queue.blocking_next() {
-                let mut coded = Vec::with_capacity(frame.payload.len());
-                let shrinks =
-                    encoder.encode(&frame.payload, &mut coded) && (1..frame.payload.len()).contains(&coded.len());
-                if let Header::Data { plain, offset, checksum, .. } = frame.header
-                    && shrinks
-                {
-                    frame.header = Header::Data { codec, plain, coded: coded.len() as u32, offset, checksum };
-                    frame.payload = coded.into();
+                let begun = Instant::now();
+                let codec = encoder.encode(&frame.payload, &mut coded);
+                let plain = frame.payload.len();
+                let Header::Data { plain: length, offset, checksum, .. } = frame.header else { continue };
+                if codec != Codec::Raw {
+                    frame.header = Header::Data { codec, plain: length, coded: coded.len() as u32, offset, checksum };
+                    frame.payload = Bytes::copy_from_slice(&coded);
                 }
+                let (end, wire) = (offset + u64::from(length), HEADER_BYTES + frame.payload.len());
+                let encoded = Instant::now();
+                meter.add_coded(codec, plain as u64, (wire - HEADER_BYTES) as u64);
+                meter.add_encoding(encoded - begun);
                 if done.blocking_send(frame).is_err() {
                     return;
                 }
+                let (encoding, lane) = (encoded - begun, encoded.elapsed());
+                let Some(progress) = Weak::upgrade(&shared).map(|shared| shared.progress()) else { return };
+                encoder.sent(&Sent { end, plain, wire, encoding, lane, progress });
             }
         });
         Self::Encoded { frames, thread }
@@ -110,7 +116,7 @@ impl Source {
 
 /// Hands frames of a lane to the thread that decodes them, which ends with this.
 pub(super) struct Decoding {
-    pub(super) codec: Codec,
+    pub(super) codecs: Codecs,
     coded: mpsc::Sender<(Frame, Vec<u8>)>,
 }
 
@@ -118,14 +124,19 @@ pub(super) struct Decoding {
 pub(super) type DecodingThread = JoinHandle<Result<(), WireError>>;
 
 impl Decoding {
-    pub(super) fn start(codec: Codec, mut decoder: Box<dyn Decoder>, inbound: Arc<Inbound>) -> (Self, DecodingThread) {
+    pub(super) fn start(
+        codecs: Codecs,
+        mut decoder: Box<dyn Decoder>,
+        inbound: Arc<Inbound>,
+    ) -> (Self, DecodingThread) {
         // As many as the stream may have: the window bounds their bytes.
         let (coded, mut arrived) = mpsc::channel::<(Frame, Vec<u8>)>(FRAMES_MAX);
         let thread = spawn_blocking(move || {
             while let Some((frame, mut bytes)) = arrived.blocking_recv() {
                 if frame.codec != Codec::Raw {
-                    let mut plain = vec![0; frame.plain as usize];
-                    if !decoder.decode(&bytes, &mut plain) {
+                    let mut plain = inbound.spare_chunk();
+                    plain.resize(frame.plain as usize, 0);
+                    if !decoder.decode(frame.codec, &bytes, &mut plain) {
                         return Err(broken(&format!("the frame at offset {} cannot be decoded", frame.offset)));
                     }
                     bytes = plain;
@@ -135,7 +146,7 @@ impl Decoding {
             }
             Ok(())
         });
-        (Self { codec, coded }, thread)
+        (Self { codecs, coded }, thread)
     }
 
     /// Hands over a frame. If the thread has ended, its own error ends the channel.

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     WireError,
+    codec::Codecs,
     frame::{Codec, Header, verify},
     lane::{LaneReader, LaneWriter},
     traffic::ARRIVED_BYTES_MAX,
@@ -106,7 +107,7 @@ async fn deframe<R: AsyncRead + Unpin>(
     inbound: &Inbound,
     shared: &Shared,
 ) -> Result<(), WireError> {
-    let codec = decoding.as_ref().map(|decoding| decoding.codec);
+    let codecs = decoding.as_ref().map_or(Codecs::NONE, |decoding| decoding.codecs);
     let mut is_ended = false;
     while let Some(header) = lane.header(is_ended).await? {
         match header {
@@ -115,18 +116,22 @@ async fn deframe<R: AsyncRead + Unpin>(
                 if is_ended {
                     return Err(broken("data after the end of the stream"));
                 }
-                if frame.codec != Codec::Raw && Some(frame.codec) != codec {
+                if !codecs.contain(frame.codec) {
                     return Err(broken("a frame in a codec that was not agreed"));
                 }
                 inbound.expect(&frame, shared)?;
                 if shared.add_received(u64::from(frame.plain)) > ARRIVED_BYTES_MAX {
                     return Err(broken("more bytes than the channels of a carrier may hold"));
                 }
-                let mut payload = inbound.spare_chunk();
+                // Of a coded frame, only the plain bytes go through the chunks.
+                let mut payload = if frame.codec == Codec::Raw { inbound.spare_chunk() } else { Vec::new() };
                 payload.resize(frame.coded as usize, 0);
                 lane.payload(&mut payload).await?;
                 match &decoding {
-                    Some(decoding) => decoding.put(frame, payload),
+                    Some(decoding) => {
+                        shared.meter.add_coded(frame.codec, u64::from(frame.plain), u64::from(frame.coded));
+                        decoding.put(frame, payload);
+                    }
                     None => {
                         verify(&payload, frame.offset, frame.checksum)?;
                         inbound.take(&frame, payload)?;

@@ -14,14 +14,17 @@
 //! Deframing never waits for the local socket; the peer's window bounds its buffer. A program that does not read its
 //! local socket therefore blocks one direction only, as with a plain socket.
 //!
-//! A channel with a codec (`coding`) encodes and decodes on separate threads, so a codec delays neither
-//! acknowledgements nor other channels.
+//! A channel with codecs (`coding`) encodes and decodes on separate threads, so that they delay neither acknowledgements
+//! nor other channels. Each lane chooses the codec of its frames by what it measures (`adaptive`).
 //!
-//! Memory of a channel: one frame for each lane at the sender, or four with a codec, and what the filter made of the last;
+//! Memory of a channel: one frame for each lane at the sender, or four with codecs, and what the filter made of the last;
 //! the peer's window and up to 16 MiB of reusable chunks at the receiver; in TLS, for each lane, one outgoing frame and
-//! 256 KiB of read-ahead. The kernel holds the bytes that the sender has in flight.
+//! 256 KiB of read-ahead; with codecs about 2 MiB for each lane, and with a long window 128 MiB for all of them, at each
+//! end. The kernel holds the bytes that the sender has in flight.
 
+mod adaptive;
 mod assembly;
+mod coder;
 pub(crate) mod coding;
 mod lanes;
 mod receiver;
@@ -47,6 +50,7 @@ use crate::{
     traffic::Traffic,
     window::{BUDGET_BYTES, Pace},
 };
+pub use adaptive::{Compression, CpuSource};
 use coding::{Coding, Decoding, ENCODING_FRAMES_MAX, Source};
 use lanes::Ending;
 use receiver::Inbound;
@@ -68,6 +72,8 @@ pub struct Options {
     pub traffic: Arc<Traffic>,
     /// Largest window that the peer accepts.
     pub window_max: u64,
+    /// How this end chooses among the codecs that were agreed.
+    pub compression: Compression,
     /// Filters the plain bytes of both directions at this end.
     pub filter: Option<Box<dyn StreamFilter>>,
     /// Limits what is read from the local socket; shared by the channels that are limited together.
@@ -77,7 +83,15 @@ pub struct Options {
 impl Options {
     /// No filter, the only channel of its carrier, and a peer that speaks the newest version.
     pub fn new(downtime_limit: Duration, meter: Arc<Meter>) -> Self {
-        Self { downtime_limit, meter, traffic: Arc::default(), window_max: BUDGET_BYTES, filter: None, rate: None }
+        Self {
+            downtime_limit,
+            meter,
+            traffic: Arc::default(),
+            window_max: BUDGET_BYTES,
+            compression: Compression::default(),
+            filter: None,
+            rate: None,
+        }
     }
 }
 
@@ -98,7 +112,7 @@ where
     carry_coded(lanes, local_reader, local_writer, options, None).await
 }
 
-/// As [`carry`], with the codec that was agreed.
+/// As [`carry`], with the codecs that were agreed.
 pub(crate) async fn carry_coded<P, R, W>(
     lanes: Vec<P>,
     local_reader: R,
@@ -122,9 +136,9 @@ where
         let (from_peer, to_peer) = lane::split(pipe, Place { lane, lanes: count }, &shared.meter);
         let (source, decoding) = match &mut coding {
             None => (Source::Raw(frames.clone()), None),
-            Some(Coding { codec, encoder, decoder }) => (
-                Source::encoded(*codec, encoder(), frames.clone()),
-                Some(Decoding::start(*codec, decoder(), Arc::clone(&inbound))),
+            Some(Coding { codecs, encoder, decoder }) => (
+                Source::encoded(encoder(), frames.clone(), &shared),
+                Some(Decoding::start(*codecs, decoder(), Arc::clone(&inbound))),
             ),
         };
         (

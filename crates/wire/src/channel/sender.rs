@@ -119,6 +119,7 @@ impl<R: AsyncRead + Unpin> Sender<R> {
             let sends = (has_passed || self.local.is_some()) && room > 0;
             if self.local.is_some() && room == 0 {
                 self.pace.held_back();
+                self.shared.held_back.fetch_add(1, Ordering::Relaxed);
             }
             if sends
                 && has_passed

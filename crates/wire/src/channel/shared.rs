@@ -8,6 +8,7 @@ use std::{
     time::Instant,
 };
 
+use ferry_core::switchover::Law;
 use tokio::sync::Notify;
 
 use super::assembly::broken;
@@ -36,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) sent: AtomicU64,
     /// Bytes of our stream acknowledged by the peer.
     pub(crate) acked: AtomicU64,
+    /// How often the window held the sender back.
+    pub(crate) held_back: AtomicU64,
     /// Our stream's length and the final value of its chain, once nothing is added to it any more.
     pub(crate) end: OnceLock<(u64, u64)>,
     /// Wakes the sender: bytes were acknowledged, the filter has an answer for the peer, or the peer's stream is complete.
@@ -51,6 +54,16 @@ pub(crate) struct Shared {
     pub(crate) has_filter: bool,
     /// Sender and writer of an end run in one task, so this lock is never contended.
     filtered: Mutex<Filtered>,
+}
+
+/// How our stream goes on, as its encoders see it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Progress {
+    /// Bytes acknowledged by the peer.
+    pub(crate) acked: u64,
+    /// How often the window held the sender back.
+    pub(crate) held_back: u64,
+    pub(crate) law: Law,
 }
 
 #[derive(Default)]
@@ -78,6 +91,7 @@ impl Shared {
             ack_due: Notify::new(),
             sent: AtomicU64::new(0),
             acked: AtomicU64::new(0),
+            held_back: AtomicU64::new(0),
             end: OnceLock::new(),
             sender_due: Notify::new(),
             inbound_done: AtomicBool::new(false),
@@ -99,6 +113,15 @@ impl Shared {
     pub(crate) fn add_delivered(&self, bytes: u64) {
         self.delivered.fetch_add(bytes, Ordering::AcqRel);
         self.traffic.take_arrived(bytes);
+    }
+
+    /// How the channel goes on.
+    pub(crate) fn progress(&self) -> Progress {
+        Progress {
+            acked: self.acked.load(Ordering::Acquire),
+            held_back: self.held_back.load(Ordering::Relaxed),
+            law: self.traffic.law(),
+        }
     }
 
     /// The acknowledgement that is due, if one is. The caller must send it.

@@ -1,5 +1,6 @@
-//! Component tests: channels, sessions and disks between two carriers, over real links.
+//! Component tests: channels, sessions, codecs and disks between two carriers, over real links.
 
+mod coded;
 mod lanes;
 mod link;
 mod long_links;

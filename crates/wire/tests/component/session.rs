@@ -360,7 +360,7 @@ async fn what_is_not_supported_is_answered_and_the_session_goes_on() {
     lanes[65] = 9;
     let mut codec = hello.encode();
     codec[66] = 9;
-    for (bytes, what) in [(lanes, "not supported: 9 lanes"), (codec, "not supported: codec 9")] {
+    for (bytes, what) in [(lanes, "not supported: 9 lanes"), (codec, "not supported: codecs 0b1001")] {
         let mut pipe = within(transport.open(Channel::Memory(0))).await.expect("a pipe");
         pipe.write_all(&bytes).await.expect("sent");
         pipe.flush().await.expect("sent");

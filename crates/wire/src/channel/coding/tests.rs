@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use ferry_core::id::SessionId;
+use ferry_core::{compression::Choice, id::SessionId};
 use ferry_trust::{Clients, KeyPair, client_config, random_secret, server_config};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex, split},
@@ -16,7 +16,8 @@ use uuid::Uuid;
 use super::{Coding, Decoder, Encoder};
 use crate::{
     WireError,
-    channel::{Options, carry_coded},
+    channel::{Compression, Options, carry_coded},
+    codec::{Codecs, codec_of},
     frame::{Codec, HEADER_BYTES, Header},
     hello::{Channel, Terms},
     meter::Meter,
@@ -26,7 +27,7 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(20);
 const LIMIT: Duration = Duration::from_millis(300);
 
-/// Bytes that are all the same are sent as one, when the gate opens.
+/// Bytes that are all the same are sent as one, when the gate opens. It takes the place of [`Codec::Lz4`].
 struct Repeats {
     gate: Option<mpsc::Receiver<()>>,
 }
@@ -41,25 +42,27 @@ impl Repeats {
 }
 
 impl Encoder for Repeats {
-    fn encode(&mut self, plain: &[u8], coded: &mut Vec<u8>) -> bool {
+    fn encode(&mut self, plain: &[u8], coded: &mut Vec<u8>) -> Codec {
         self.waits();
+        coded.clear();
         coded.push(plain[0]);
-        plain.iter().all(|byte| *byte == plain[0])
+        if plain.len() > 1 && plain.iter().all(|byte| *byte == plain[0]) { Codec::Lz4 } else { Codec::Raw }
     }
 }
 
 impl Decoder for Repeats {
-    fn decode(&mut self, coded: &[u8], plain: &mut [u8]) -> bool {
+    fn decode(&mut self, codec: Codec, coded: &[u8], plain: &mut [u8]) -> bool {
+        assert_eq!(codec, Codec::Lz4);
         self.waits();
         plain.fill(coded[0]);
         coded.len() == 1
     }
 }
 
-/// [`Codec::Repeats`]; the encoder and the decoder of its first lane wait at gates.
-pub(super) fn repeats(mut encoder: Option<mpsc::Receiver<()>>, mut decoder: Option<mpsc::Receiver<()>>) -> Coding {
+/// [`Repeats`], of which the encoder and the decoder of the first lane wait at gates.
+fn repeats(mut encoder: Option<mpsc::Receiver<()>>, mut decoder: Option<mpsc::Receiver<()>>) -> Coding {
     Coding {
-        codec: Codec::Repeats,
+        codecs: lz4(),
         encoder: Box::new(move || Box::new(Repeats { gate: encoder.take() })),
         decoder: Box::new(move || Box::new(Repeats { gate: decoder.take() })),
     }
@@ -67,6 +70,11 @@ pub(super) fn repeats(mut encoder: Option<mpsc::Receiver<()>>, mut decoder: Opti
 
 fn coding(encoder: Option<mpsc::Receiver<()>>, decoder: Option<mpsc::Receiver<()>>) -> Option<Coding> {
     Some(repeats(encoder, decoder))
+}
+
+/// [`Codec::Lz4`] alone.
+fn lz4() -> Codecs {
+    Codecs::from_byte(1).expect("known")
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
@@ -97,11 +105,12 @@ fn end(peer: DuplexStream, coding: Option<Coding>) -> End {
     End { local: near, meter, task }
 }
 
-fn agreed_end(connection: Connection) -> End {
+fn agreed_end(connection: Connection, fixed: Choice) -> End {
     let (local, near) = duplex(64 << 10);
     let (reader, writer) = split(local);
     let meter = Arc::<Meter>::default();
-    let options = Options::new(LIMIT, Arc::clone(&meter));
+    let compression = Compression { fixed: Some(fixed), cpu: None };
+    let options = Options { compression, ..Options::new(LIMIT, Arc::clone(&meter)) };
     End { local: near, meter, task: tokio::spawn(async move { connection.carry(reader, writer, options).await }) }
 }
 
@@ -136,25 +145,38 @@ async fn coded_frames_and_frames_as_they_are_arrive_in_order_and_whole() {
 }
 
 #[tokio::test]
-async fn the_codec_that_both_ends_agreed_on_is_used_and_the_first_pipe_agrees_on_none() {
+async fn codecs_that_both_ends_agreed_on_are_used_and_the_first_pipe_agrees_on_none() {
     let (source, destination) = (KeyPair::generate().expect("keys"), KeyPair::generate().expect("keys"));
     let key = SessionKey { session: SessionId(Uuid::new_v4()), secret: random_secret() };
     let tls = server_config(&destination, Clients::Only(source.pin())).expect("config");
     let mut acceptor = Acceptor::bind([127, 0, 0, 1].into(), 0..=0, tls, key).await.expect("a free port");
     let tls = client_config(Some(&source), destination.pin()).expect("config");
     let dialer = Dialer::new(acceptor.address(), tls, key);
-    let asked = Terms { codec: Codec::Repeats, lanes: 3 };
+    let asked = Terms { codecs: Codecs::all(), lanes: 3 };
     let bytes = vec![7; 900_000];
     // Nothing is known of the destination when the first pipe is opened.
-    for (terms, wire_min, wire_max) in [(Terms::default(), 900_000, 1_000_000), (asked, 1, 5_000)] {
+    for (terms, choice, wire_min, wire_max) in [
+        (Terms::default(), Choice::Zstd(1), 900_000, 1_000_000),
+        (asked, Choice::Raw, 900_000, 1_000_000),
+        (asked, Choice::Lz4, 1, 12_000),
+        (asked, Choice::Zstd(-5), 1, 12_000),
+        (asked, Choice::ZstdLong(3), 1, 12_000),
+    ] {
         let (dialed, accepted) = tokio::join!(dialer.open_on(asked, Channel::Memory(0)), acceptor.accept());
         let (dialed, (channel, accepted)) = (dialed.expect("accepted"), accepted.expect("it listens"));
         assert_eq!((channel, dialed.agreed().terms), (Channel::Memory(0), terms));
         assert_eq!(accepted.agreed().terms, terms);
-        let (mut near, mut far) = (agreed_end(dialed), agreed_end(accepted));
+        let (mut near, mut far) = (agreed_end(dialed, choice), agreed_end(accepted, choice));
         carries(&mut near, &mut far, &bytes).await;
         let wire = near.meter.wire();
-        assert!((wire_min..wire_max).contains(&wire), "{terms:?}: {wire} bytes on the wire");
+        assert!((wire_min..wire_max).contains(&wire), "{choice:?}: {wire} bytes on the wire");
+        for meter in [&near.meter, &far.meter] {
+            let coded: Vec<_> = Codec::ALL.iter().map(|codec| meter.coded(*codec)).collect();
+            let of = |codec: Codec| coded[usize::from(codec.number())];
+            assert_eq!(coded.iter().map(|coded| coded.plain).sum::<u64>(), if terms == asked { 900_000 } else { 0 });
+            assert_eq!(of(codec_of(choice)).plain > 0, terms == asked, "{coded:?}");
+        }
+        assert_eq!(near.meter.encoding() > Duration::ZERO, terms == asked);
         near.local.shutdown().await.expect("closed");
         far.local.shutdown().await.expect("closed");
         for end in [near, far] {
@@ -190,7 +212,7 @@ async fn a_codec_that_takes_long_delays_no_acknowledgement() {
 
 #[tokio::test]
 async fn frames_of_another_codec_and_frames_that_are_none_of_it_end_the_channel() {
-    let header = Header::Data { codec: Codec::Repeats, plain: 100, coded: 2, offset: 0, checksum: 1 }.encode();
+    let header = Header::Data { codec: Codec::Lz4, plain: 100, coded: 2, offset: 0, checksum: 1 }.encode();
     let frame = |at: usize, byte: u8| {
         let mut frame = [&header[..], &[1, 1]].concat();
         frame[at] = byte;
@@ -198,6 +220,7 @@ async fn frames_of_another_codec_and_frames_that_are_none_of_it_end_the_channel(
     };
     for (coding, frame, what) in [
         (None, frame(0, 1), "not agreed"),
+        (coding(None, None), frame(1, 2), "not agreed"),
         (coding(None, None), frame(1, 30), "an unknown codec"),
         (coding(None, None), frame(0, 1), "cannot be decoded"),
         (coding(None, None), frame(8, 1)[..=HEADER_BYTES].to_vec(), "changed on the way"),
@@ -215,18 +238,18 @@ async fn frames_of_another_codec_and_frames_that_are_none_of_it_end_the_channel(
 async fn a_codec_that_panics_ends_the_channel() {
     struct Panics;
     impl Encoder for Panics {
-        fn encode(&mut self, _: &[u8], _: &mut Vec<u8>) -> bool {
+        fn encode(&mut self, _: &[u8], _: &mut Vec<u8>) -> Codec {
             panic!("expected by the test")
         }
     }
     impl Decoder for Panics {
-        fn decode(&mut self, _: &[u8], _: &mut [u8]) -> bool {
+        fn decode(&mut self, _: Codec, _: &[u8], _: &mut [u8]) -> bool {
             panic!("expected by the test")
         }
     }
     let panics = || {
         let (encoder, decoder) = (Box::new(|| Box::new(Panics) as _), Box::new(|| Box::new(Panics) as _));
-        Some(Coding { codec: Codec::Repeats, encoder, decoder })
+        Some(Coding { codecs: lz4(), encoder, decoder })
     };
     for (near, far) in [(panics(), coding(None, None)), (coding(None, None), panics())] {
         let (mut near, far) = pair(near, far);
