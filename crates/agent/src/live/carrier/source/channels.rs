@@ -3,11 +3,12 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use ferry_core::error::chain;
+use ferry_core::{error::chain, transfer::Preset};
 use ferry_wire::{
-    channel::Options,
+    channel::{Compression, Options},
+    codec::Codecs,
     content::index::ContentIndex,
-    hello::Channel,
+    hello::{Channel, Terms},
     nbd::{self, Image},
     window::WINDOW_BYTES_MIN,
 };
@@ -94,13 +95,21 @@ pub(super) async fn carry_rpc(listener: UnixListener, shared: Arc<Shared>) {
     }
 }
 
+/// What the streams of memory and disks are opened with. A destination of an earlier version knows no codec and gets none.
+fn terms(performance: Preset) -> Terms {
+    match performance {
+        Preset::Standard => Terms::default(),
+        Preset::Compression => Terms { codecs: Codecs::all(), ..Terms::default() },
+    }
+}
+
 /// Connections are opened at the destination in the order in which they arrived here.
 pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Channel, shared: Arc<Shared>) {
     for index in 0.. {
         let Ok((local, _)) = listener.accept().await else { return };
         let channel = channel(index);
         let name = if matches!(channel, Channel::Disk(_)) { "disk" } else { "memory" };
-        let peer = match shared.dialer.open(channel).await {
+        let peer = match shared.dialer.open_on(terms(shared.performance), channel).await {
             Ok(peer) => peer,
             Err(error) => {
                 error!(channel = name, error = %chain(&error), "A channel could not be opened");
@@ -115,6 +124,7 @@ pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Chann
         let mut options = Options {
             traffic: Arc::clone(&shared.traffic),
             rate: rate.clone(),
+            compression: Compression { cpu: Some(Arc::clone(&shared.cpu)), ..Compression::default() },
             ..Options::new(shared.request.downtime_limit, Arc::clone(meter))
         };
         let mut disk = None;

@@ -30,6 +30,7 @@ use ferry_core::{
     job::OnStall,
     vm::NVRAM,
 };
+use ferry_drivers::cpu::CpuSampler;
 use ferry_drivers::hypervisor::{
     DISK_SOCKET, DomainEvent, HypervisorError, MEMORY_SOCKET, MigrateRequest, MigratedDisk, RPC_SOCKET,
 };
@@ -104,6 +105,7 @@ impl Source {
         .await?;
         let (rpc, memory) = (listen(socket_dir, RPC_SOCKET)?, listen_for_qemu(socket_dir, MEMORY_SOCKET)?);
         let disks = if migrated.is_empty() { None } else { Some(listen_for_qemu(socket_dir, DISK_SOCKET)?) };
+        let cpu = CpuSampler::default();
         let shared = Arc::new(Shared {
             request: MigrateRequest {
                 vm: task.vm,
@@ -127,6 +129,7 @@ impl Source {
             memory_rate,
             disk_rate,
             performance: task.performance,
+            cpu: Arc::new(move || cpu.load()),
             meters: Meters::default(),
             control: sender,
             aborting: AtomicBool::new(false),

@@ -10,7 +10,9 @@ use std::{
 
 use ferry_core::{api::agent::IncomingDiskFile, disk_rest::Rest, error::chain, job::OnStall, transfer::Preset};
 use ferry_drivers::hypervisor::MigrateRequest;
-use ferry_wire::{control::ControlSender, nbd::Image, rate::RateLimit, session::Dialer, traffic::Traffic};
+use ferry_wire::{
+    channel::CpuSource, control::ControlSender, nbd::Image, rate::RateLimit, session::Dialer, traffic::Traffic,
+};
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -50,6 +52,8 @@ pub(super) struct Shared {
     pub(super) disk_rate: Option<Arc<RateLimit>>,
     /// How the bytes of memory and disks travel.
     pub(super) performance: Preset,
+    /// How busy this host's CPUs are: what guests need is not used to compress.
+    pub(super) cpu: CpuSource,
     pub(super) meters: Meters,
     pub(super) control: ControlSender,
     pub(super) aborting: AtomicBool,
