@@ -1,12 +1,17 @@
 //! How fast one channel carries bytes between two UNIX sockets over TLS on loopback. As in a move, each carrier has a
 //! thread of its own, and so have those that write to one and read from the other.
-//! `cargo run --release -p ferry-wire --example throughput [MiB] [plain|random|nbd|nbd-opaque|nbd-zeroes|nbd-seed]
-//! [round trip in ms, 0: no relay] [MB/s] [lanes]`
+//! `cargo run --release -p ferry-wire --example throughput [MiB] [plain|random|mixed|nbd|nbd-opaque|nbd-zeroes|nbd-seed]
+//! [round trip in ms, 0: no relay] [MB/s] [lanes] [none|adaptive|raw|lz4|zstd:LEVEL|long:LEVEL]`
 //!
 //! - `plain`: one byte again and again; `random`: bytes that do not repeat.
+//! - `mixed`: 64 MiB of pages as a guest's memory may hold, again and again: a tenth zeroes, a fifth words, a fifth bytes
+//!   that do not repeat, and half of this machine's programs and libraries.
 //! - `nbd`: those bytes as WRITEs of 1 MiB, sixteen at once as QEMU's mirror does, through the recogniser, to a server
 //!   that only answers; `nbd-zeroes`: pages of zeroes; `nbd-seed`: bytes that the destination's image holds.
 //! - `nbd-opaque`: as `nbd`, without the recogniser.
+//!
+//! `none`: no codecs are agreed, so there are no threads for them; `adaptive`: each end chooses by what it measures;
+//! `long`: zstd with long-distance matching.
 //!
 //! It tells how long each carrier's thread used a processor: where others use it too, that says more than the rate.
 //!
@@ -22,13 +27,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_core::id::SessionId;
+use ferry_core::{compression::Choice, id::SessionId};
 use ferry_trust::{Clients, KeyPair, client_config, random_secret, server_config};
 use ferry_wire::{
-    channel::Options,
+    channel::{Compression, Options},
+    codec::Codecs,
     content::index::{BLOCK_BYTES, ContentIndex, ContentKey},
+    frame::Codec,
     hello::{Channel, Terms},
-    meter::Meter,
+    meter::{Coded, Meter},
     nbd::{self, Image, ImageContent},
     session::{Acceptor, Dialer, SessionKey},
     transport::{local, tcp::keep_freed_memory},
@@ -64,6 +71,7 @@ async fn main() -> Result<(), Fault> {
     let what = std::env::args().nth(2).unwrap_or_else(|| "plain".to_owned());
     let chunk = match what.as_str() {
         "plain" => vec![0xa5; MIB],
+        "mixed" => mixed(),
         "nbd-zeroes" => vec![0; MIB],
         _ => noise(MIB),
     };
@@ -86,9 +94,67 @@ async fn main() -> Result<(), Fault> {
         meter.sent_plain() >> 10,
         meter.waiting_max() >> 10
     );
+    for codec in Codec::ALL {
+        let Coded { plain, coded } = meter.coded(*codec);
+        if plain > 0 {
+            println!("{codec:?}: {:.1} MB became {:.1} MB", plain as f64 / 1e6, coded as f64 / 1e6);
+        }
+    }
+    println!("{:.1} MB on the wire, {:.2} s encoding", meter.wire() as f64 / 1e6, meter.encoding().as_secs_f64());
     let [source, destination] = [busy(&carriers[0]).await?, busy(&carriers[1]).await?];
     println!("processor time for 1 GB: source {:.3} s, destination {:.3} s", source / gb, destination / gb);
     Ok(())
+}
+
+/// 64 MiB of pages, shuffled in runs of four.
+fn mixed() -> Vec<u8> {
+    const RUN: usize = 16 << 10;
+    let folders = ["/usr/bin", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64"];
+    let mut paths: Vec<_> =
+        folders.iter().flat_map(std::fs::read_dir).flatten().flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    let mut programs = Vec::new();
+    for path in paths {
+        if programs.len() < 32 * MIB && path.metadata().is_ok_and(|file| file.is_file() && file.len() < 8 << 20) {
+            programs.extend(std::fs::read(path).unwrap_or_default());
+        }
+    }
+    let (noise, words) =
+        (noise(16 * MIB), ["memory ", "page ", "of a guest, ", "which ", "holds ", "a log: ", "done\n"]);
+    let words: Vec<u8> =
+        noise.iter().flat_map(|byte| words[usize::from(*byte) % words.len()].bytes()).take(13 * MIB).collect();
+    let runs = 64 * MIB / RUN;
+    let mut at = 0;
+    let mut mixed = Vec::with_capacity(64 * MIB);
+    for run in 0..runs {
+        at = (at + 1663) % runs;
+        let from = |source: &[u8]| {
+            let from = at * RUN % (source.len() - RUN);
+            source[from..from + RUN].to_vec()
+        };
+        mixed.extend(match run % 10 {
+            0 => vec![0; RUN],
+            1 | 2 => from(&words),
+            3 | 4 => from(&noise),
+            _ if programs.len() > RUN => from(&programs),
+            _ => from(&words),
+        });
+    }
+    mixed
+}
+
+/// Whether codecs are agreed, and the one that is used; `None`: adapted.
+fn codecs() -> Result<Option<Option<Choice>>, Fault> {
+    let codec = std::env::args().nth(6).unwrap_or_else(|| "none".to_owned());
+    Ok(Some(match codec.split_once(':').unwrap_or((&codec, "1")) {
+        ("none", _) => return Ok(None),
+        ("adaptive", _) => None,
+        ("raw", _) => Some(Choice::Raw),
+        ("lz4", _) => Some(Choice::Lz4),
+        ("zstd", level) => Some(Choice::Zstd(level.parse()?)),
+        ("long", level) => Some(Choice::ZstdLong(level.parse()?)),
+        _ => return Err(format!("there is no codec {codec}").into()),
+    }))
 }
 
 fn argument(number: usize) -> Result<Option<u64>, Fault> {
@@ -110,7 +176,9 @@ fn noise(length: usize) -> Vec<u8> {
 /// What the two ends are run with.
 fn options(what: &str, chunk: &[u8], mib: usize, meter: &Arc<Meter>) -> Result<(Options, Options), Fault> {
     let limit = Duration::from_millis(300);
-    let (near, far) = (Options::new(limit, Arc::clone(meter)), Options::new(limit, Arc::default()));
+    let compression = Compression { fixed: codecs()?.flatten(), cpu: None };
+    let near = Options { compression, ..Options::new(limit, Arc::clone(meter)) };
+    let far = Options::new(limit, Arc::default());
     let (image, content) = match what {
         "nbd" => (Image::Unknown, ImageContent::Unknown),
         "nbd-zeroes" => (Image::Zeroes, ImageContent::Zeroes),
@@ -161,16 +229,19 @@ async fn line(
                 round_trip: Duration::from_millis(trip_ms),
                 queue: Duration::from_millis(200),
             };
-            link.before(acceptor.address()).await?
+            // This thread is busy with the sockets.
+            let behind = acceptor.address();
+            carrier()?.spawn(link.before(behind)).await??
         }
     };
     let dialer = Dialer::new(address, client_config(Some(&source), destination.pin())?, key);
     let lanes = argument(5)?.unwrap_or(1) as u8;
+    let codecs = if codecs()?.is_some() { Codecs::all() } else { Codecs::NONE };
     // The first connection tells what the destination is able to do.
     let accepting = at_destination.spawn(async move { (acceptor.accept().await, acceptor.accept().await) });
     let dialing = async move {
         let _control = dialer.open(Channel::Control).await?;
-        dialer.open_on(Terms { lanes, ..Terms::default() }, Channel::Memory(0)).await
+        dialer.open_on(Terms { lanes, codecs }, Channel::Memory(0)).await
     };
     let dialed = at_source.spawn(dialing).await??;
     let (_, accepted) = accepting.await?.1.ok_or("not accepted")?;
@@ -193,7 +264,8 @@ async fn line(
 }
 
 fn stream(mut feed: LocalStream, mut drain: LocalStream, chunk: Vec<u8>, mib: usize) -> Result<(), Fault> {
-    let feeding = thread::spawn(move || (0..mib).try_for_each(|_| feed.write_all(&chunk)));
+    let feeding =
+        thread::spawn(move || chunk.chunks(MIB).cycle().take(mib).try_for_each(|chunk| feed.write_all(chunk)));
     let mut buffer = vec![0; QEMU_READ_BYTES];
     while drain.read(&mut buffer)? > 0 {}
     feeding.join().map_err(|_| "the feeder panicked")?.map_err(Fault::from)
