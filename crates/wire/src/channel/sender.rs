@@ -112,8 +112,10 @@ impl<R: AsyncRead + Unpin> Sender<R> {
             }
             self.take_answers();
             let has_passed = !self.passed.is_empty();
-            if self.local.is_none() && !has_passed {
+            if self.frames.is_some() && self.local.is_none() && !has_passed {
                 self.end();
+                // The peer's stream may be complete already, and nobody would wake this again.
+                continue;
             }
             let room = self.room();
             let sends = (has_passed || self.local.is_some()) && room > 0;
