@@ -17,7 +17,7 @@ const BOOT: Duration = Duration::from_secs(300);
 const VERIFY: Duration = Duration::from_secs(120);
 
 #[test]
-fn a_debian_moves_to_another_host_and_its_disk_off_the_share_while_it_runs() {
+fn a_debian_moves_to_another_host_compressed_and_its_disk_off_the_share_while_it_runs() {
     let ferry = Ferry::up(2).expect("Ferry on two hosts");
     let observer = Observer::start(&ferry.lab).expect("observers");
     let guest = Ticker::debian("debian", 103);
@@ -32,10 +32,28 @@ fn a_debian_moves_to_another_host_and_its_disk_off_the_share_while_it_runs() {
     observer.wait_on("debian", "kvm1", BOOT).unwrap_or_else(|error| panic!("{error}: {}", serial()));
     observer.wait_verified("debian", 1, VERIFY).expect("it verifies what it writes");
 
-    let job: JobView = ferry.json(&["vm", "migrate", "debian", "--to", "kvm2", "--wait"]).expect("it ends");
-    assert_eq!(job.phase, Phase::Succeeded, "{job:#?}");
-    observer.wait_on("debian", "kvm2", VERIFY).expect("it runs there alone");
-    observer.wait_verified("debian", 1, VERIFY).expect("verified");
+    // On a slow link, where it pays, its memory is compressed, unless it is requested otherwise.
+    let wire: Vec<u64> = [("kvm2", "standard"), ("kvm1", "compression"), ("kvm2", "compression")]
+        .into_iter()
+        .map(|(to, performance)| {
+            for host in &ferry.lab.hosts {
+                host.set_link_rate(Some("200mbit")).expect("limited");
+            }
+            let line = ["vm", "migrate", "debian", "--to", to, "--performance", performance, "--wait"];
+            let job: JobView = ferry.json(&line).expect("it ends");
+            assert_eq!(job.phase, Phase::Succeeded, "{job:#?}");
+            for host in &ferry.lab.hosts {
+                host.set_link_rate(None).expect("no limit");
+            }
+            observer.wait_on("debian", to, VERIFY).expect("it runs there alone");
+            observer.wait_verified("debian", 1, VERIFY).expect("verified");
+            let figures = job.figures.expect("known");
+            let (sent, wire) = (figures.sent.0 >> 20, figures.wire.0 >> 20);
+            eprintln!("{performance}: {sent} MiB sent, {wire} on the wire, {} ms", figures.total_ms);
+            figures.wire.0
+        })
+        .collect();
+    assert!(wire[1..].iter().all(|compressed| compressed * 10 < wire[0] * 8), "{wire:?} bytes on the wire");
 
     let job: JobView = ferry.json(&["vm", "move-storage", "debian", "--to", LOCAL, "--wait"]).expect("it ends");
     assert_eq!((job.phase, job.disks[0].stage), (Phase::Succeeded, DiskStage::Moved), "{job:#?}");

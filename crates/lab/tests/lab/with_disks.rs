@@ -101,7 +101,7 @@ fn a_move_whose_destination_dies_while_the_disk_moves_leaves_the_vm_and_takes_ba
     ferry.warnings.expect_all(MOVE_FAILS);
     let old = disk_of(&ferry, "kvm1");
     // The guest writes 60 sectors a second, and a copy sends 64 KiB for each: at about 4 MiB/s it would hardly finish.
-    let line = ["vm", "migrate", "ticker", "--to", "kvm2", "--storage", LOCAL, "--bandwidth", "8"];
+    let line = ["vm", "migrate", "ticker", "--to", "kvm2", "--storage", LOCAL, "--storage-bandwidth", "8"];
     let job: JobView = ferry.json(&line).expect("accepted");
     let show = |ferry: &Ferry| -> JobView { ferry.json(&["job", "show", &job.id.to_string()]).expect("known") };
     let moving = wait_for("the disk moves", SECONDS_30, || {
