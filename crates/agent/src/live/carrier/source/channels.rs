@@ -124,7 +124,7 @@ pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Chann
         let mut options = Options {
             traffic: Arc::clone(&shared.traffic),
             rate: rate.clone(),
-            compression: Compression { cpu: Some(Arc::clone(&shared.cpu)), ..Compression::default() },
+            compression: Compression { cpu: shared.cpu.clone(), ..Compression::default() },
             ..Options::new(shared.request.downtime_limit, Arc::clone(meter))
         };
         let mut disk = None;

@@ -35,6 +35,7 @@ use ferry_drivers::hypervisor::{
     DISK_SOCKET, DomainEvent, HypervisorError, MEMORY_SOCKET, MigrateRequest, MigratedDisk, RPC_SOCKET,
 };
 use ferry_wire::{
+    channel::CpuSource,
     control::{Control, Message},
     hello::Channel,
     rate::RateLimit,
@@ -63,6 +64,13 @@ use crate::{
 
 /// How long libvirt's migrate call may take to return after an abort.
 const ABORT_DEADLINE: Duration = Duration::from_secs(25);
+
+/// How busy this host's CPUs are. A test on a busy machine may have it that nothing is known of them.
+fn cpu_source() -> Option<CpuSource> {
+    fail::fail_point!("no-cpu-facts", |_| None);
+    let sampler = CpuSampler::default();
+    Some(Arc::new(move || sampler.load()))
+}
 
 pub(super) struct Source {
     shared: Arc<Shared>,
@@ -105,7 +113,6 @@ impl Source {
         .await?;
         let (rpc, memory) = (listen(socket_dir, RPC_SOCKET)?, listen_for_qemu(socket_dir, MEMORY_SOCKET)?);
         let disks = if migrated.is_empty() { None } else { Some(listen_for_qemu(socket_dir, DISK_SOCKET)?) };
-        let cpu = CpuSampler::default();
         let shared = Arc::new(Shared {
             request: MigrateRequest {
                 vm: task.vm,
@@ -129,7 +136,7 @@ impl Source {
             memory_rate,
             disk_rate,
             performance: task.performance,
-            cpu: Arc::new(move || cpu.load()),
+            cpu: cpu_source(),
             meters: Meters::default(),
             control: sender,
             aborting: AtomicBool::new(false),

@@ -53,7 +53,7 @@ pub(super) struct Shared {
     /// How the bytes of memory and disks travel.
     pub(super) performance: Preset,
     /// How busy this host's CPUs are: what guests need is not used to compress.
-    pub(super) cpu: CpuSource,
+    pub(super) cpu: Option<CpuSource>,
     pub(super) meters: Meters,
     pub(super) control: ControlSender,
     pub(super) aborting: AtomicBool,
