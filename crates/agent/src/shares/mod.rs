@@ -68,7 +68,7 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// Reads the table. Shares whose mount is gone are mounted again by [`Shares::look_after`].
+    /// Reads the table. Shares whose mount is gone are mounted again by [`Shares::supervise`].
     ///
     /// # Errors
     /// If the table cannot be read.

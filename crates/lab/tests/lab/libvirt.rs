@@ -97,6 +97,8 @@ fn forget_shared_file_systems(host: &Host) {
 #[test]
 fn an_old_libvirt_moves_a_vm_on_ferrys_word_alone() {
     let mut ferry = Ferry::up_bare(2, &[("FAILPOINTS", "libvirt-version=return(9.0.0)")]).expect("hosts");
+    // It is started again.
+    ferry.warnings.expect("libvirt does not answer");
     ferry.lab.hosts.iter().for_each(forget_shared_file_systems);
     ferry.enrol().expect("enrolled");
     ferry.add_share("vms").expect("a share");

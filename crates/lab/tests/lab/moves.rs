@@ -41,6 +41,7 @@ fn with_guest(ticker: &Ticker) -> (Observer, Ferry) {
 #[test]
 fn a_vm_goes_on_by_itself_when_its_file_server_is_back() {
     let (observer, ferry) = with_guest(&small("ticker", 101));
+    ferry.warnings.expect(r#"A request failed title="Could not read or write /run/shares-of-"#);
     ferry.files.stop().expect("stopped");
     // QEMU stops it. Until its agent has noticed that the share is down, it may resume the VM for a moment.
     let is_paused = || {
@@ -63,7 +64,8 @@ fn a_vm_goes_on_by_itself_when_its_file_server_is_back() {
 #[test]
 fn a_vm_moves_there_and_back_ten_times() {
     let ticker = small("ticker", 101);
-    let (observer, ferry) = with_guest(&ticker);
+    let (observer, mut ferry) = with_guest(&ticker);
+    ferry.warnings.check();
     ferry.lab.hosts[0].virsh(&["autostart", "ticker"]).expect("set");
     for round in 0..10 {
         for destination in ["kvm2", "kvm1"] {

@@ -18,6 +18,7 @@ use ferry_lab::{
     local::FOLDER as LOCAL,
     observe::Observer,
     run::wait_for,
+    warnings::{AGENT_DIES, MOVE_FAILS},
 };
 
 const BOOT: Duration = Duration::from_secs(90);
@@ -28,6 +29,8 @@ const DATA_MIB: u32 = 96;
 #[test]
 fn a_vm_that_is_shut_off_moves_with_its_files_and_an_interrupted_move_goes_on_where_it_was() {
     let mut ferry = Ferry::up_bare(2, &[]).expect("hosts");
+    ferry.warnings.expect_all(AGENT_DIES);
+    ferry.warnings.expect_all(MOVE_FAILS);
     ferry.enrol().expect("enrolled");
     ferry.add_share("vms").expect("a share");
     let observer = Observer::start(&ferry.lab).expect("observers");

@@ -31,6 +31,7 @@ fn small(name: &str, address: u8) -> Ticker {
 #[test]
 fn whatever_is_broken_on_purpose_is_found() {
     let ferry = Ferry::up(2).expect("Ferry on two hosts");
+    ferry.warnings.expect("The VM runs on several hosts at once");
     let observer = Observer::start(&ferry.lab).expect("observers");
     for (sabotage, address, word) in
         [(Sabotage::Page, 101, "page"), (Sabotage::Sector, 102, "sector"), (Sabotage::Split, 103, "split")]

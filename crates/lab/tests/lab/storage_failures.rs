@@ -37,6 +37,7 @@ fn assert_untouched(site: &Site, job: &JobView, old: &str, new: &str) {
 #[test]
 fn a_place_that_gets_full_in_the_middle_fails_the_job_and_not_the_vm() {
     let site = Site::up(vec![with_data(Place::Share)], TOGETHER_KIB, "").expect("a guest");
+    site.ferry.warnings.expect("The storage move failed");
     let old = site.disk("vda").expect("a disk");
     // A move that needs too much space is refused, with the full folder in the message.
     site.host().fill(8 << 20).expect("filled");
@@ -66,6 +67,11 @@ fn a_place_that_gets_full_in_the_middle_fails_the_job_and_not_the_vm() {
 #[test]
 fn a_share_that_goes_away_in_the_middle_and_comes_back_loses_nothing() {
     let site = Site::up(vec![with_data(Place::Local)], TOGETHER_KIB, "").expect("a guest");
+    site.ferry.warnings.expect_all(&[
+        "The storage move failed",
+        "What the files of VMs there are could not be seen",
+        r#"A request failed title="Could not read or write /run/shares-of-"#,
+    ]);
     let old = site.disk("vda").expect("a disk");
     let job = site.start_move(&["--to", SHARE, "--bandwidth", "8"]).expect("accepted");
     site.wait_job(job.id, "it is copied", |job| is_copied(job, 8 << 20)).expect("it is");

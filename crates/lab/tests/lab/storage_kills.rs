@@ -214,6 +214,7 @@ fn between_two_disks_agent_and_server_die_and_the_rest_is_moved_after() {
 fn a_move_that_fails_between_two_disks_says_which_moved_and_is_finished_by_a_restart() {
     let disks = vec![Disk::new(Place::Local, Raw); 2];
     let site = Site::up(disks, ALL_OVER_KIB, "agent-storage-pivot=1*off->1*return").expect("a guest");
+    site.ferry.warnings.expect("The storage move failed");
     let pair = Pair::start(&site);
     let ended = site.wait_ended(pair.job.id).expect("it ends");
     assert_eq!(ended.phase, Phase::Failed, "{ended:#?}");

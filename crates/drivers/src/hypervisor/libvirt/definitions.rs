@@ -80,10 +80,17 @@ impl Definitions {
                 filled(&domain, facts, power)
             }
             Some(Err(fault)) if fault.is_no_domain() => Ok(None),
-            Some(Err(_)) | None => {
+            outcome @ (Some(Err(_)) | None) => {
                 let last = self.state().known.get(&id).cloned();
-                if last.is_none() {
-                    tracing::warn!(vm = %id, "The VM is busy and its definition is not known yet: it is left out");
+                match outcome {
+                    Some(Err(fault)) if last.is_none() => {
+                        tracing::warn!(vm = %id, error = fault.message, "The VM's definition cannot be read: it is left out");
+                    }
+                    // libvirt holds a VM that is being moved or started for up to 30 s; it is told of when it answers.
+                    None if last.is_none() => {
+                        tracing::info!(vm = %id, "The VM is busy and its definition is not known yet: it is left out");
+                    }
+                    Some(_) | None => {}
                 }
                 Ok(last.map(|facts| filled(&domain, facts, power)).transpose()?.flatten())
             }
