@@ -97,7 +97,7 @@ impl Source {
         // libvirt knows one limit and would hold each disk to that of memory, so it is given none where disks migrate.
         let (by_libvirt, by_carrier) =
             if migrated.is_empty() { (task.bandwidth_bytes_per_s, None) } else { (None, task.bandwidth_bytes_per_s) };
-        let (memory_rate, disk_rate) = (limit(by_carrier), limit(task.disk_bandwidth_bytes_per_s.or(by_carrier)));
+        let (memory_rate, disk_rate) = (limit(by_carrier), limit(task.disk_bandwidth_bytes_per_s));
         let lifted = memory_rate.clone();
         let watch = call(&board.hypervisor, move |hypervisor| {
             hypervisor.watch(Box::new(move |event| {
