@@ -141,7 +141,7 @@ pub fn measure(
     observer.wait_on(name, destination, Duration::from_secs(20))?;
     let moved = crate::observe::now();
     if let Some(sabotage) = sabotage {
-        break_on_purpose(ferry, ticker, sabotage, &old_sector)?;
+        break_on_purpose(ferry, ticker, observer, sabotage, &old_sector)?;
     }
     observer.wait_verified(name, 1, VERIFY_DEADLINE)?;
     let heard: Vec<Heard> = observer.heard(name);
@@ -181,9 +181,15 @@ fn read_sector(ferry: &Ferry, ticker: &Ticker) -> anyhow::Result<Vec<u8>> {
     Ok(sector)
 }
 
-fn break_on_purpose(ferry: &Ferry, ticker: &Ticker, sabotage: Sabotage, old_sector: &[u8]) -> anyhow::Result<()> {
+fn break_on_purpose(
+    ferry: &Ferry,
+    ticker: &Ticker,
+    observer: &Observer,
+    sabotage: Sabotage,
+    old_sector: &[u8],
+) -> anyhow::Result<()> {
     match sabotage {
-        Sabotage::Page => ticker.ask(&ferry.lab, "flip"),
+        Sabotage::Page => observer.flip(&ferry.lab, ticker),
         Sabotage::Sector => {
             // Reverts an acknowledged write: the sector gets its previous content, which is complete and well-formed.
             wait_for("the guest wrote its first sector again", Duration::from_secs(60), || {

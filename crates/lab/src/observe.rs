@@ -17,7 +17,12 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
-use crate::{guest::ask_all, host::Host, lab::Lab, run::wait_for};
+use crate::{
+    guest::{Ticker, ask_all},
+    host::Host,
+    lab::Lab,
+    run::wait_for,
+};
 
 /// The marker in every page of a ticker's memory.
 pub const MARK: &[u8; 16] = b"FERRY-PLAINTEXT!";
@@ -164,19 +169,32 @@ impl Observer {
         verified.with_context(|| format!("{vm} said {before:?} when this began, and {:?} last", self.last(vm)))
     }
 
-    /// Sends a guest the request `rest`, `hasten` or `restless`, repeatedly until a heartbeat confirms it, because a
-    /// datagram may be lost.
+    /// Sends all guests the request `rest`, `hasten` or `restless`, repeatedly until a heartbeat of this one confirms it,
+    /// because a datagram may be lost.
     ///
     /// # Errors
     /// The guest did not confirm it in time.
     pub fn ask(&self, lab: &Lab, vm: &str, request: &str) -> anyhow::Result<()> {
+        self.confirmed(vm, request, || ask_all(lab, request))
+    }
+
+    /// Changes one byte of a guest's memory. Datagrams to a VM that has just moved may be lost, so the request is
+    /// repeated until a heartbeat confirms it.
+    ///
+    /// # Errors
+    /// The guest did not confirm it in time.
+    pub fn flip(&self, lab: &Lab, guest: &Ticker) -> anyhow::Result<()> {
+        self.confirmed(&guest.name, "flip", || guest.ask(lab, "flip"))
+    }
+
+    fn confirmed(&self, vm: &str, request: &str, send: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
         let began = now();
         let mut sent = None;
         wait_for(&format!("{vm} hears `{request}`"), HEARS_WITHIN, || {
             if sent.is_none_or(|sent: Instant| sent.elapsed() > ASK_EVERY) {
                 sent = Some(Instant::now());
                 // If it cannot be sent now, it is sent again later.
-                let _ = ask_all(lab, request);
+                let _ = send();
             }
             let last = self.last(vm)?;
             (last.at > began && last.beat.asked == request).then_some(())

@@ -59,7 +59,9 @@ pub(crate) fn run(settings: &Settings, found: &Found) -> ! {
         let mut request = [0; 16];
         for _ in 0..READS_MAX {
             let Ok((length, _)) = socket.recv_from(&mut request) else { break };
-            if &request[..length] == b"flip" {
+            // Repeated until a heartbeat confirms it: a second change would undo the first.
+            if &request[..length] == b"flip" && asked != "flip" {
+                asked = "flip";
                 println!("ticker: one byte of memory is changed on request");
                 found.flip.store(true, Relaxed);
             }

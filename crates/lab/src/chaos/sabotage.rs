@@ -70,7 +70,7 @@ pub fn commit(
         }
         Sabotage::Split => second_copy(stage, observer, aim),
         Sabotage::Corrupt => {
-            guest(stage, aim).ask(&stage.ferry.lab, "flip")?;
+            observer.flip(&stage.ferry.lab, guest(stage, aim))?;
             Ok(format!("a byte of {}'s memory changed", aim.guest))
         }
         Sabotage::Stuck => unreachable!("done above"),

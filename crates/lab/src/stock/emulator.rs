@@ -10,7 +10,7 @@ use uuid::Uuid;
 /// Memory of a machine, enough for libvirt, an agent, and several guests of 128 MiB. MiB.
 const MEMORY_MIB: u32 = 2048;
 /// How long a machine may take until libvirt answers there: 50 s alone, more if several boot at the same time.
-pub(super) const BOOT_WITHIN: Duration = Duration::from_secs(420);
+pub(super) const BOOT_WITHIN: Duration = Duration::from_secs(900);
 /// Default time limit of a shell command on a machine.
 pub const LINE_WITHIN: Duration = Duration::from_secs(120);
 
