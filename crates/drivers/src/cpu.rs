@@ -1,4 +1,8 @@
-//! How busy this host's CPUs are, by the kernel: `/proc/stat` and `/proc/pressure/cpu`.
+//! How busy this host's CPUs are, by the kernel: `/proc/stat`, and how long tasks wait for a CPU (PSI).
+//!
+//! Guests come first, so their waiting counts: that of the cgroup in which libvirt runs all of them. An agent's own threads
+//! are in another one; with theirs, an encoder on a host of few CPUs would give way to nobody but itself. Where libvirt
+//! runs guests without cgroups, the whole host's waiting is all that is known.
 
 use std::{
     fs,
@@ -11,11 +15,15 @@ use ferry_core::compression::CpuLoad;
 
 /// The kernel is asked at most this often, whoever asks here: its averages change no faster.
 const APART: Duration = Duration::from_secs(1);
+/// Where the kernel tells how long tasks wait for a CPU: those of libvirt's guests (systemd's cgroups, cgroups without
+/// systemd), or all. The first that is there counts.
+const PRESSURE: [&str; 3] =
+    ["sys/fs/cgroup/machine.slice/cpu.pressure", "sys/fs/cgroup/machine/cpu.pressure", "proc/pressure/cpu"];
 
 /// Samples the load. A kernel without PSI, or a container without these files, tells less.
 #[derive(Debug)]
 pub struct CpuSampler {
-    proc: PathBuf,
+    root: PathBuf,
     last: Mutex<Last>,
 }
 
@@ -36,20 +44,20 @@ struct Times {
 
 impl Default for CpuSampler {
     fn default() -> Self {
-        Self::of("/proc".into())
+        Self::of("/".into())
     }
 }
 
 impl CpuSampler {
-    fn of(proc: PathBuf) -> Self {
+    fn of(root: PathBuf) -> Self {
         let mut sampler =
-            Self { last: Mutex::new(Last { at: Instant::now(), times: None, load: CpuLoad::default() }), proc };
+            Self { last: Mutex::new(Last { at: Instant::now(), times: None, load: CpuLoad::default() }), root };
         let first = sampler.sample(None, Instant::now());
         sampler.last = Mutex::new(first);
         sampler
     }
 
-    /// The load of the last second or more. Idle CPUs are known from a second after this was made. Reads two files of the
+    /// The load of the last second or more. Idle CPUs are known from a second after this was made. Reads four files of the
     /// kernel at most.
     pub fn load(&self) -> CpuLoad {
         self.load_at(Instant::now())
@@ -64,10 +72,10 @@ impl CpuSampler {
     }
 
     fn sample(&self, before: Option<Times>, at: Instant) -> Last {
-        let read = |name: &str| fs::read_to_string(self.proc.join(name)).ok();
-        let times = read("stat").and_then(|text| times(&text));
+        let read = |name: &str| fs::read_to_string(self.root.join(name)).ok();
+        let times = read("proc/stat").and_then(|text| times(&text));
         let idle_cpus = before.zip(times).and_then(|(before, now)| idle_cpus(before, now));
-        let some_percent = read("pressure/cpu").and_then(|text| some_percent(&text));
+        let some_percent = PRESSURE.into_iter().find_map(read).and_then(|text| some_percent(&text));
         Last { at, times, load: CpuLoad { idle_cpus, some_percent } }
     }
 }
@@ -102,7 +110,7 @@ mod tests {
     use super::*;
 
     const STAT: &str = "cpu  100 10 50 700 40 5 5 90 60 1 \ncpu0 50 5 25 350 20 2 3 45 30 0\ncpu1 50 5 25 350 20 3 2 45 30 1\nintr 1 2\n";
-    const PRESSURE: &str =
+    const PRESSED: &str =
         "some avg10=12.50 avg60=3.00 avg300=0.10 total=123\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n";
 
     #[test]
@@ -111,7 +119,7 @@ mod tests {
         for text in ["", "cpu", "cpu  1 2 3\n", "cpu  a b c d e\n", "cpu0 1 2 3 4\n"] {
             assert_eq!(times(text), None, "{text:?}");
         }
-        assert_eq!(some_percent(PRESSURE), Some(12.5));
+        assert_eq!(some_percent(PRESSED), Some(12.5));
         for text in
             ["", "full avg10=1.00\n", "some avg60=1.00\n", "some avg10=x\n", "some avg10=nan\n", "some avg10=101\n"]
         {
@@ -136,19 +144,41 @@ mod tests {
 
     #[test]
     fn the_kernel_is_asked_once_a_second_and_may_tell_nothing() {
-        let proc = tempfile::tempdir().expect("a directory");
-        let sampler = CpuSampler::of(proc.path().into());
+        let root = tempfile::tempdir().expect("a directory");
+        let write = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().expect("it has one")).expect("made");
+            fs::write(path, text).expect("written");
+        };
+        let sampler = CpuSampler::of(root.path().into());
         let start = Instant::now();
         assert_eq!(sampler.load_at(start + APART), CpuLoad::default());
-        fs::create_dir(proc.path().join("pressure")).expect("made");
-        fs::write(proc.path().join("stat"), STAT).expect("written");
-        fs::write(proc.path().join("pressure/cpu"), PRESSURE).expect("written");
+        write("proc/stat", STAT);
+        write("proc/pressure/cpu", PRESSED);
         assert_eq!(sampler.load_at(start + APART * 3 / 2), CpuLoad::default());
         let pressed = CpuLoad { idle_cpus: None, some_percent: Some(12.5) };
         assert_eq!(sampler.load_at(start + APART * 2), pressed);
-        fs::write(proc.path().join("stat"), STAT.replace("700", "800").replace("100 10", "200 10")).expect("written");
+        write("proc/stat", &STAT.replace("700", "800").replace("100 10", "200 10"));
         assert_eq!(sampler.load_at(start + APART * 5 / 2), pressed);
         assert_eq!(sampler.load_at(start + APART * 3), CpuLoad { idle_cpus: Some(1.0), ..pressed });
+    }
+
+    #[test]
+    fn only_guests_waiting_counts_where_it_is_known() {
+        let root = tempfile::tempdir().expect("a directory");
+        let sampler = CpuSampler::of(root.path().into());
+        let start = Instant::now();
+        for (round, (file, percent)) in (1..).zip([
+            ("proc/pressure", "90.00"),
+            ("sys/fs/cgroup/machine", "20.00"),
+            ("sys/fs/cgroup/machine.slice", "5.00"),
+        ]) {
+            let (folder, name) = (root.path().join(file), if round == 1 { "cpu" } else { "cpu.pressure" });
+            fs::create_dir_all(&folder).expect("made");
+            fs::write(folder.join(name), PRESSED.replace("12.50", percent)).expect("written");
+            let expected = percent.parse().ok();
+            assert_eq!(sampler.load_at(start + APART * round).some_percent, expected, "{file}");
+        }
     }
 
     #[test]

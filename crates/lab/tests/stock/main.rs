@@ -69,6 +69,8 @@ fn smoke_a_vm_moves_there_and_back_while_agents_are_restarted_and_upgraded() {
     }
     site.start_guest(&small_ticker("ticker", 101), 0).expect("a guest");
     assert!(confined(one) && !confined(two), "QEMU is confined where it runs");
+    // What an agent reads there so that it gives way to guests.
+    one.run("grep '^some avg10=' /sys/fs/cgroup/machine.slice/cpu.pressure").expect("how long guests wait for CPUs");
 
     move_during(&site, "ticker", one, two, || {
         for machine in [one, two] {
