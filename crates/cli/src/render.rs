@@ -1,11 +1,13 @@
 //! Renders bodies of the API as text.
 
+mod carried;
 mod places;
 
 use ferry_core::{
     api::server::{
         Candidate, ChildView, HostView, JobView, PlannedDisk, ShareView, StepState, StepView, StoragePlan, VmView,
     },
+    carried::Carried,
     files::DiskProgress,
     job::JobKind,
     location::Location,
@@ -304,6 +306,10 @@ pub(crate) fn job(job: &JobView) -> String {
                 "  disks took {} at the source and take {} at the destination; {} of the bytes on the wire were theirs\n",
                 figures.allocated_source, figures.allocated_destination, figures.disk_wire
             );
+        }
+        if let Some(Carried { memory, disks, .. }) = &figures.carried {
+            text += &carried::line("memory", memory);
+            text += &carried::line("disks", disks);
         }
     }
     if !job.log.is_empty() {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::ByteCount;
+use crate::{carried::Carried, units::ByteCount};
 
 /// What a job moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -147,4 +147,8 @@ pub struct Figures {
     /// Space that the copies occupy.
     #[serde(default)]
     pub allocated_destination: ByteCount,
+    /// What the channels of a live move carried, as far as both hosts know. Absent for other moves, and from agents of an
+    /// earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carried: Option<Carried>,
 }

@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod api;
 pub mod backoff;
+pub mod carried;
 pub mod compression;
 pub mod convergence;
 pub mod disk_rest;

@@ -18,6 +18,31 @@ pub struct Meter {
     /// By the codec's number.
     coded: [Counts; Codec::ALL.len()],
     encoding_nanos: AtomicU64,
+    /// By [`Wait`].
+    waited_nanos: [AtomicU64; Wait::ALL.len()],
+}
+
+/// What a stream waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Bytes of the local program. Of each wait, the first [`Wait::SOURCE_MAX`] count, because the program may have nothing
+    /// to send; and none before its first byte.
+    Source,
+    /// A lane that takes the next frame, or its encoder.
+    Lane,
+    /// Acknowledgements, which make room in the window.
+    Window,
+    /// A limit of the rate.
+    Limit,
+    /// The local program, which takes what has arrived.
+    Delivery,
+}
+
+impl Wait {
+    /// All, in the order of their declaration.
+    pub const ALL: [Self; 5] = [Self::Source, Self::Lane, Self::Window, Self::Limit, Self::Delivery];
+    /// A longer silence of the local program is no wait.
+    pub const SOURCE_MAX: Duration = Duration::from_millis(100);
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +95,15 @@ impl Meter {
     /// Time that encoders took, of all lanes together; with what they tried to choose a codec.
     pub fn encoding(&self) -> Duration {
         Duration::from_nanos(self.encoding_nanos.load(Relaxed))
+    }
+
+    /// How long the streams waited for this, of all channels together.
+    pub fn waited(&self, wait: Wait) -> Duration {
+        Duration::from_nanos(self.waited_nanos[wait as usize].load(Relaxed))
+    }
+
+    pub(crate) fn add_wait(&self, wait: Wait, took: Duration) {
+        self.waited_nanos[wait as usize].fetch_add(took.as_nanos() as u64, Relaxed);
     }
 
     pub(crate) fn add_coded(&self, codec: Codec, plain: u64, coded: u64) {

@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, sync::Mutex};
 
 use ferry_core::{
     api::agent::Role,
+    carried::{Carried, Stages, Waits},
     id::JobId,
     metrics::{Counter, Exposition},
 };
 
-use super::carrier::control::{Carried, Stages};
 use crate::lock::lock;
 
 /// The sum over all carriers.
@@ -17,6 +17,8 @@ pub(crate) struct Totals {
     /// What each carrier that runs has told last.
     reported: Mutex<BTreeMap<JobId, Carried>>,
     bytes: Counter<3>,
+    encoding_ms: Counter<2>,
+    waited_ms: Counter<3>,
     changed_blocks: Counter<1>,
 }
 
@@ -25,6 +27,8 @@ impl Default for Totals {
         Self {
             reported: Mutex::default(),
             bytes: Counter::new(["role", "channel", "stage"]),
+            encoding_ms: Counter::new(["role", "channel"]),
+            waited_ms: Counter::new(["role", "channel", "for"]),
             changed_blocks: Counter::new(["role"]),
         }
     }
@@ -47,14 +51,27 @@ impl Totals {
         for (channel, before, now) in
             [("memory", &mut before.memory, now.memory), ("disk", &mut before.disks, now.disks)]
         {
-            let Stages { plain, wire, zeroes, held } = now;
+            let Stages { plain, wire, zeroes, held, compressed_from, compressed_to, encoding_ms, waits } = now;
             for (stage, before, now) in [
                 ("plain", &mut before.plain, plain),
                 ("wire", &mut before.wire, wire),
                 ("zeroes", &mut before.zeroes, zeroes),
                 ("held", &mut before.held, held),
+                ("compressed_from", &mut before.compressed_from, compressed_from),
+                ("compressed_to", &mut before.compressed_to, compressed_to),
             ] {
                 self.bytes.add([role, channel, stage], risen(before, now));
+            }
+            self.encoding_ms.add([role, channel], risen(&mut before.encoding_ms, encoding_ms));
+            let Waits { source_ms, lane_ms, window_ms, limit_ms, delivery_ms } = waits;
+            for (what, before, now) in [
+                ("source", &mut before.waits.source_ms, source_ms),
+                ("lane", &mut before.waits.lane_ms, lane_ms),
+                ("window", &mut before.waits.window_ms, window_ms),
+                ("limit", &mut before.waits.limit_ms, limit_ms),
+                ("delivery", &mut before.waits.delivery_ms, delivery_ms),
+            ] {
+                self.waited_ms.add([role, channel, what], risen(before, now));
             }
         }
         self.changed_blocks.add([role], risen(&mut before.changed_blocks, now.changed_blocks));
@@ -69,6 +86,10 @@ impl Totals {
     pub(crate) fn write(&self, text: &mut Exposition) {
         let help = "Bytes of live moves that this host's carriers have carried, by stage";
         self.bytes.write(text, "ferry_agent_carried_bytes_total", help);
+        let help = "Time that this host's encoders took, of all lanes together";
+        self.encoding_ms.write(text, "ferry_agent_encoding_milliseconds_total", help);
+        let help = "Time that the streams of live moves waited, of all channels together";
+        self.waited_ms.write(text, "ferry_agent_waited_milliseconds_total", help);
         let help = "Blocks of unfinished copies that were something else than the source had been told";
         self.changed_blocks.write(text, "ferry_agent_changed_blocks_total", help);
     }

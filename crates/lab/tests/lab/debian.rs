@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use ferry_core::{api::server::JobView, files::DiskStage, migration::Phase};
+use ferry_core::{api::server::JobView, carried::Bottleneck, files::DiskStage, migration::Phase};
 use ferry_lab::{
     demo::start_ticker,
     ferry::Ferry,
@@ -53,6 +53,14 @@ fn a_debian_moves_to_another_host_compressed_and_its_disk_off_the_share_while_it
             let figures = job.figures.expect("known");
             let (sent, wire) = (figures.sent.0 >> 20, figures.wire.0 >> 20);
             eprintln!("{performance}: {sent} MiB sent, {wire} on the wire, {} ms", figures.total_ms);
+            let memory = figures.carried.expect("both ends told").memory;
+            eprintln!("{memory:?}");
+            assert_eq!(memory.compressed_from > memory.compressed_to, performance == "compression", "{memory:?}");
+            // The processors of both hosts are those of this machine, and may be the limit of a codec.
+            let (bottleneck, _) = memory.bottleneck().expect("it waited");
+            let expected = [Bottleneck::Link, Bottleneck::Compression];
+            let expected = if performance == "standard" { &expected[..1] } else { &expected[..] };
+            assert!(expected.contains(&bottleneck), "{memory:?}");
             figures.wire.0
         })
         .collect();

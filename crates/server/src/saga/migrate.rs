@@ -357,6 +357,10 @@ fn merged(one: Figures, other: Figures) -> Figures {
         iterations: one.iterations.max(other.iterations),
         allocated_source: ByteCount(one.allocated_source.0.max(other.allocated_source.0)),
         allocated_destination: ByteCount(one.allocated_destination.0.max(other.allocated_destination.0)),
+        carried: match (one.carried, other.carried) {
+            (Some(one), Some(other)) => Some(one.merged(other)),
+            (one, other) => one.or(other),
+        },
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
     assembly::{Assembly, FRAMES_MAX, Frame, broken},
     shared::Shared,
 };
-use crate::{WireError, filter::Direction, window::WINDOW_BYTES_MIN};
+use crate::{WireError, filter::Direction, meter::Wait, window::WINDOW_BYTES_MIN};
 
 /// Bytes per acknowledgement while more chunks are queued: a quarter of the smallest window.
 const ACK_BYTES: usize = (WINDOW_BYTES_MIN / 4) as usize;
@@ -120,6 +120,7 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
             }
         };
         let Some(chunk) = chunk else { break };
+        let began = shared.started.elapsed();
         if shared.has_filter {
             shared.filter(Direction::Inbound, &chunk, &mut passed)?;
             local.write_all(&passed).await.map_err(WireError::Local)?;
@@ -128,6 +129,7 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
         } else {
             local.write_all(&chunk).await.map_err(WireError::Local)?;
         }
+        shared.meter.add_wait(Wait::Delivery, shared.started.elapsed().saturating_sub(began));
         shared.meter.add_received(chunk.len() as u64);
         shared.add_delivered(chunk.len() as u64);
         unacknowledged += chunk.len();

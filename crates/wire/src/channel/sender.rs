@@ -17,6 +17,7 @@ use crate::{
     WireError,
     filter::Direction,
     frame::{Chain, DATA_BYTES_MAX, Header},
+    meter::Wait,
     rate::{RateLimit, Room},
     window::Pace,
 };
@@ -118,8 +119,9 @@ impl<R: AsyncRead + Unpin> Sender<R> {
                 continue;
             }
             let room = self.room();
+            let is_held_back = self.local.is_some() && room == 0;
             let sends = (has_passed || self.local.is_some()) && room > 0;
-            if self.local.is_some() && room == 0 {
+            if is_held_back {
                 self.pace.held_back();
                 self.shared.held_back.fetch_add(1, Ordering::Relaxed);
             }
@@ -141,6 +143,13 @@ impl<R: AsyncRead + Unpin> Sender<R> {
             if reads {
                 self.chunk.reserve(DATA_BYTES_MAX);
             }
+            let waits_for = match wait {
+                _ if is_held_back => Some(Wait::Window),
+                _ if sends && self.slot.is_none() => Some(Wait::Lane),
+                Some(_) if wants => Some(Wait::Limit),
+                Some(_) | None => (reads && self.sent > 0).then_some(Wait::Source),
+            };
+            let began = self.shared.started.elapsed();
             let (slots, local, chunk) = (&self.slots, &mut self.local, &mut self.chunk);
             tokio::select! {
                 biased;
@@ -161,7 +170,19 @@ impl<R: AsyncRead + Unpin> Sender<R> {
                     }
                 }
             }
+            if let Some(wait) = waits_for {
+                self.waited(wait, began);
+            }
         }
+    }
+
+    fn waited(&self, wait: Wait, began: Duration) {
+        let took = self.shared.started.elapsed().saturating_sub(began);
+        let counts = match wait {
+            Wait::Source => took.min(Wait::SOURCE_MAX),
+            Wait::Lane | Wait::Window | Wait::Limit | Wait::Delivery => took,
+        };
+        self.shared.meter.add_wait(wait, counts);
     }
 
     /// How many bytes may be accepted now.

@@ -10,3 +10,4 @@ mod nbd_model;
 mod rate;
 mod scan;
 mod session;
+mod waits;

@@ -7,6 +7,7 @@ use std::{path::Path, time::Duration};
 
 use ferry_core::{
     api::agent::Report,
+    carried::Carried,
     finding::{ByHand, Finding, FindingId, Message},
 };
 use serde::{Deserialize, Serialize};
@@ -74,32 +75,6 @@ pub enum Answer {
         /// The reason, and what to do.
         finding: Box<Finding>,
     },
-}
-
-/// What the channels of a carrier have carried so far, in both directions. It only rises.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Carried {
-    /// Of memory.
-    pub memory: Stages,
-    /// Of disks.
-    pub disks: Stages,
-    /// Blocks that an unfinished copy should have held and did not.
-    pub changed_blocks: u64,
-}
-
-/// Bytes by stage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Stages {
-    /// In the streams between the carriers, before they are coded.
-    pub plain: u64,
-    /// As frames, coded, with their headers, without the overhead of TLS and TCP.
-    pub wire: u64,
-    /// Source: zeroes that were not sent. Destination: zeroes that were not written.
-    pub zeroes: u64,
-    /// Blocks that the destination had already: at the source those named, at the destination those found.
-    pub held: u64,
 }
 
 /// Sends a request to a carrier's control socket.

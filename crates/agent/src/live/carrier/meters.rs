@@ -5,9 +5,13 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use ferry_wire::{meter::Meter, nbd::NbdMeter};
+use ferry_core::carried::{Carried, Stages, Waits};
+use ferry_wire::{
+    frame::Codec,
+    meter::{Meter, Wait},
+    nbd::NbdMeter,
+};
 
-use super::control::{Carried, Stages};
 use crate::lock::lock;
 
 /// Counters of the channels of one end, those that have ended included.
@@ -75,15 +79,30 @@ impl Meters {
             open.values().for_each(|meter| spared.add(meter));
             spared
         };
-        let stages = |meter: &Meter| Stages {
-            plain: meter.sent_plain() + meter.received_plain(),
-            wire: meter.wire(),
-            ..Stages::default()
-        };
         Carried {
             memory: stages(&self.memory),
             disks: Stages { zeroes: spared.zeroes, held: spared.held, ..stages(&self.disks) },
             changed_blocks: spared.changed,
         }
+    }
+}
+
+fn stages(meter: &Meter) -> Stages {
+    let ms = |wait| meter.waited(wait).as_millis() as u64;
+    let compressed = || Codec::ALL.iter().filter(|codec| **codec != Codec::Raw).map(|codec| meter.coded(*codec));
+    Stages {
+        plain: meter.sent_plain() + meter.received_plain(),
+        wire: meter.wire(),
+        compressed_from: compressed().map(|coded| coded.plain).sum(),
+        compressed_to: compressed().map(|coded| coded.coded).sum(),
+        encoding_ms: meter.encoding().as_millis() as u64,
+        waits: Waits {
+            source_ms: ms(Wait::Source),
+            lane_ms: ms(Wait::Lane),
+            window_ms: ms(Wait::Window),
+            limit_ms: ms(Wait::Limit),
+            delivery_ms: ms(Wait::Delivery),
+        },
+        ..Stages::default()
     }
 }

@@ -14,7 +14,7 @@ pub(super) mod source;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use ferry_core::{api::agent::Role, error::chain, finding::Finding};
+use ferry_core::{api::agent::Role, carried::Carried, error::chain, finding::Finding};
 use ferry_drivers::hypervisor::Hypervisor;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -24,7 +24,7 @@ use tracing::{Instrument as _, debug, info, warn};
 
 use self::{
     board::Board,
-    control::{Answer, Ask, Carried, LINE_BYTES_MAX, WAIT_MAX, understood},
+    control::{Answer, Ask, LINE_BYTES_MAX, WAIT_MAX, understood},
     destination::Destination,
     source::Source,
 };

@@ -70,12 +70,14 @@ pub(super) async fn resume(shared: &Shared, control: Option<&ControlSender>) {
     let downtime_ms = downtime.map_or(0, |downtime| downtime.as_millis() as u64);
     info!(downtime_ms, "The VM runs here");
     let wire = ferry_core::units::ByteCount(shared.meters.wire());
+    let carried = shared.meters.carried();
     board.update(|known| {
         known.stage = Stage::Resumed;
         known.error = None;
         known.state.resumed = true;
         known.state.figures.downtime_ms = downtime_ms;
         known.state.figures.wire = wire;
+        known.state.figures.carried = Some(carried);
     });
     if let Some(control) = control {
         control.send_now(Message::Running);

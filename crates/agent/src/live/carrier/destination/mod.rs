@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_core::{api::agent::Stage, finding::Finding, vm::NVRAM};
+use ferry_core::{api::agent::Stage, carried::Carried, finding::Finding, vm::NVRAM};
 use ferry_drivers::hypervisor::{
     DISK_SOCKET, MEMORY_SOCKET,
     rpc::{GatePolicy, definition::DefinitionPolicy},
@@ -40,7 +40,7 @@ use self::{
     partial::report_partial,
     state::Shared,
 };
-use super::{board::Board, control::Carried, meters::Meters};
+use super::{board::Board, meters::Meters};
 use crate::{
     AgentError,
     config::Config,

@@ -150,6 +150,7 @@ pub(super) async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Resu
         }
     };
     let (wire, disk_wire) = (ByteCount(shared.meters.wire()), ByteCount(shared.meters.disks.wire()));
+    let carried = shared.meters.carried();
     if delivered {
         board.update(|known| {
             known.stage = Stage::Delivered;
@@ -159,6 +160,7 @@ pub(super) async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Resu
             known.state.figures.migrate_ms = migrate_ms;
             known.state.figures.wire = wire;
             known.state.figures.disk_wire = disk_wire;
+            known.state.figures.carried = Some(carried);
         });
     } else if let Err(error) = outcome {
         give_up(shared, error).await;

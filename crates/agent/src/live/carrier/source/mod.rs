@@ -24,6 +24,7 @@ use std::{
 
 use ferry_core::{
     api::agent::{PrepareSource, Stage},
+    carried::Carried,
     files::DiskProgress,
     finding::{self, ByHand, Finding, FindingId},
     id::VmId,
@@ -51,7 +52,7 @@ use self::{
     state::{POLL_EVERY, Shared, ask_to_abort, end},
     watchdog::watch_over,
 };
-use super::{board::Board, control::Carried, meters::Meters};
+use super::{board::Board, meters::Meters};
 use crate::{
     AgentError,
     blocking::call,
