@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     path::{Component, Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,9 @@ pub const DEFAULT_PATH: &str = "/etc/ferry/agent.toml";
 
 /// Limit of storage roots: each is checked whenever a user browses.
 const STORAGE_ROOTS_MAX: usize = 16;
+
+/// The longest time for which files are kept that a VM left: as long as unfinished copies. Minutes.
+pub const LEFT_MINUTES_MAX: u16 = 24 * 60;
 
 /// What an administrator may set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +60,10 @@ pub struct Config {
     /// Where metrics are served to Prometheus, without TLS and to anyone; `None`: nowhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics_listen: Option<SocketAddr>,
+    /// How long the files of a VM's disks are kept when it has moved away with them, in minutes, at most
+    /// [`LEFT_MINUTES_MAX`]; 0: they are removed at once. When it returns meanwhile, only what differs is sent.
+    #[serde(default = "default_left_minutes")]
+    pub left_minutes: u16,
     /// What distinguishes this machine from a clone of it.
     #[serde(default = "default_machine_id")]
     pub machine_id: PathBuf,
@@ -97,6 +105,10 @@ fn default_apparmor() -> PathBuf {
     "/etc/apparmor.d".into()
 }
 
+fn default_left_minutes() -> u16 {
+    60
+}
+
 fn default_machine_id() -> PathBuf {
     "/etc/machine-id".into()
 }
@@ -117,6 +129,7 @@ impl Config {
             hooks_dir: default_hooks(),
             apparmor_dir: default_apparmor(),
             metrics_listen: None,
+            left_minutes: default_left_minutes(),
             machine_id: default_machine_id(),
         }
     }
@@ -132,6 +145,12 @@ impl Config {
         config.ports().ok_or_else(|| {
             bad(format!("data_ports = {:?}; write the first and last port, as in \"7430-7493\"", config.data_ports))
         })?;
+        if config.left_minutes > LEFT_MINUTES_MAX {
+            return Err(bad(format!(
+                "left_minutes = {}; write at most {LEFT_MINUTES_MAX}, which is a day, or 0 for not at all",
+                config.left_minutes
+            )));
+        }
         if config.data_address.is_unspecified() {
             return Err(bad(format!(
                 "data_address = \"{}\" is no address that other hosts reach; write that of this host in the network of moves",
@@ -151,6 +170,11 @@ impl Config {
         let (first, last) = self.data_ports.split_once('-')?;
         let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
         (first <= last).then_some(first..=last)
+    }
+
+    /// How long files are kept that a VM left.
+    pub fn left_for(&self) -> Duration {
+        Duration::from_secs(60 * u64::from(self.left_minutes))
     }
 
     /// This agent's key pair.
@@ -257,6 +281,7 @@ mod tests {
         assert_eq!(Config::load(&path).expect("of an earlier version").storage_roots, Vec::<PathBuf>::new());
         for (text, word) in [
             ("listen = '10.0.0.1:7421'\ndata_address = '10.0.0.1'\ndata_ports = '9-1'", "data_ports"),
+            ("listen = '10.0.0.1:7421'\ndata_address = '10.0.0.1'\nleft_minutes = 1441", "left_minutes"),
             ("listen = 'x'\ndata_address = '10.0.0.1'", "listen"),
             ("listen = '0.0.0.0:7421'\ndata_address = '0.0.0.0'", "data_address"),
             ("listen = '[::]:7421'\ndata_address = '::'", "data_address"),

@@ -1,8 +1,9 @@
-//! Partial copies: unfinished copies of disks, kept so that the next attempt sends only what differs.
+//! Partial copies: unfinished copies of disks, and files that a VM left when it moved away, kept so that the next attempt,
+//! or the VM's return, sends only what differs.
 //!
 //! ```text
-//! undone ─▶ keep: file ─▶ VM-device-time.ferry-seed ─▶ a new attempt ─▶ take: back to a file ─▶ read and hashed
-//!                           └─ a day later, when there are too many, or when room is needed ─▶ removed
+//! undone ──────┬▶ keep: file ─▶ VM-device-time.ferry-seed ─▶ a new attempt ─▶ take: back to a file ─▶ read and hashed
+//! moved away ──┘                  └─ a day or an hour later, when there are too many, or when room is needed ─▶ removed
 //! ```
 //! Keeping and taking are renames; nothing is done in between. The carrier of the attempt that uses the file reads its
 //! content before anything is written to it (`live::carrier`).
@@ -20,20 +21,23 @@ use std::{
 };
 
 use ferry_core::{error::chain, id::VmId, units::ByteCount, vm::DiskFormat};
-use ferry_drivers::{file, image};
+use ferry_drivers::{
+    file,
+    image::{self, Header},
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use super::new_file::{NewFile, PartialKey};
+use super::new_file::{Lifecycle, Naming, NewFile, PartialKey};
 use crate::{AgentError, config::Config, lock::lock, records};
 
-/// How long a partial copy is kept.
+/// How long an unfinished copy is kept.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 /// Limit of partial copies per host.
 const PARTIALS_MAX: usize = 16;
 /// How often partial copies that are too old or too many are removed; also done when one is kept.
-const SWEEP_EVERY: Duration = Duration::from_secs(60 * 60);
+const SWEEP_EVERY: Duration = Duration::from_secs(10 * 60);
 /// A copy with less data is quickly made again.
 const WORTH_KEEPING: ByteCount = ByteCount::mib(4);
 /// Extension of the name of a partial copy.
@@ -50,11 +54,26 @@ struct Record {
     path: PathBuf,
     /// Unix milliseconds.
     kept_at_ms: u64,
+    #[serde(default)]
+    origin: Origin,
+}
+
+/// Where a partial copy comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Origin {
+    /// A move was undone.
+    #[default]
+    Unfinished,
+    /// Its VM moved away.
+    Left,
 }
 
 /// The partial copies of a host.
 pub struct PartialCopies {
     folder: PathBuf,
+    /// How long files are kept that a VM left; zero: not at all.
+    left_for: Duration,
     /// Records of partial copies that are being changed. Operations do not wait for each other: an unresponsive share
     /// affects only its own partial copies.
     busy: Mutex<HashSet<PathBuf>>,
@@ -83,16 +102,41 @@ impl PartialCopies {
         records::ensure_private_dir(&folder)?;
         // Records are read on demand. Reading them here puts damaged ones aside, so that they are reported.
         records::read_all::<Record>(&folder, |_| true)?;
-        Ok(Self::of(folder))
+        Ok(Self { left_for: config.left_for(), ..Self::of(folder) })
     }
 
     fn of(folder: PathBuf) -> Self {
-        Self { folder, busy: Mutex::default(), kept: Arc::default() }
+        Self { folder, left_for: Duration::from_secs(60 * 60), busy: Mutex::default(), kept: Arc::default() }
     }
 
     /// Keeps the file of a disk that did not arrive, if that is worthwhile; returns whether it did. Blocks. It must be
     /// known to be the attempt's own, and there must be no writer to it any more.
     pub(crate) fn keep(&self, vm: VmId, new_file: &NewFile<'_>) -> bool {
+        self.keep_as(Origin::Unfinished, vm, new_file)
+    }
+
+    /// Keeps the file of a disk that moved away with its VM, if that is worthwhile; returns whether it did. Only images
+    /// that stand alone are kept: an overlay is nothing without the file below it. Blocks. There must be no writer to the
+    /// file any more.
+    pub(crate) fn keep_left(&self, vm: VmId, device: &str, path: &Path) -> bool {
+        let Ok(facts) = path.symlink_metadata() else { return false };
+        if self.left_for.is_zero() || !facts.is_file() {
+            return false;
+        }
+        let (format, virtual_size) = match image::header(path) {
+            Ok(None) => (DiskFormat::Raw, ByteCount(facts.len())),
+            Ok(Some(Header { backing: None, data_file: None, virtual_size, .. })) => (DiskFormat::Qcow2, virtual_size),
+            Ok(Some(_)) | Err(_) => return false,
+        };
+        let lifecycle = Lifecycle::Planned;
+        self.keep_as(
+            Origin::Left,
+            vm,
+            &NewFile { device, path, format, virtual_size, naming: Naming::Final, lifecycle },
+        )
+    }
+
+    fn keep_as(&self, origin: Origin, vm: VmId, new_file: &NewFile<'_>) -> bool {
         let NewFile { device, path, format, virtual_size, .. } = *new_file;
         if file::allocated(path).unwrap_or_default() < WORTH_KEEPING {
             return false;
@@ -104,18 +148,22 @@ impl PartialCopies {
         }
         let kept_at_ms = now_ms();
         let kept = path.with_file_name(format!("{}-{kept_at_ms}.{ENDING}", name_of(vm, device)));
-        let record = Record { vm, device: device.to_owned(), format, virtual_size, path: kept, kept_at_ms };
+        let record = Record { vm, device: device.to_owned(), format, virtual_size, path: kept, kept_at_ms, origin };
         // The record is written first: a copy without one would stay for ever.
         let kept = records::write_json(&self.record_path(vm, device), &record).and_then(|()| {
             let renamed = file::rename_new(path, &record.path);
             renamed.map_err(|source| AgentError::File { path: path.to_owned(), source })
         });
         if let Err(error) = kept {
-            warn!(disk = device, error = %chain(&error), "An unfinished copy could not be kept");
+            warn!(disk = device, error = %chain(&error), "A partial copy could not be kept");
             self.remove(&record);
             return false;
         }
-        info!(disk = device, file = %record.path.display(), "An unfinished copy is kept for the next attempt");
+        let file = record.path.display();
+        match origin {
+            Origin::Unfinished => info!(disk = device, %file, "An unfinished copy is kept for the next attempt"),
+            Origin::Left => info!(disk = device, %file, "The file that a VM left is kept for its return"),
+        }
         self.kept.notify_one();
         true
     }
@@ -190,9 +238,14 @@ impl PartialCopies {
     fn sweep(&self, most: usize) {
         let mut records = self.records();
         records.sort_by_key(|record| std::cmp::Reverse(record.kept_at_ms));
-        let oldest = now_ms().saturating_sub(KEPT_FOR.as_millis() as u64);
+        let now = now_ms();
         for (place, record) in records.iter().enumerate() {
-            if (place >= most || record.kept_at_ms < oldest)
+            let kept_for = match record.origin {
+                Origin::Unfinished => KEPT_FOR,
+                Origin::Left => self.left_for,
+            };
+            let is_old = now.saturating_sub(record.kept_at_ms) > kept_for.as_millis() as u64;
+            if (place >= most || is_old)
                 && let Some(_claim) = self.claim(record.vm, &record.device)
                 // It may have been taken, and another kept, since it was read.
                 && self.record(record.vm, &record.device).as_ref() == Some(record)
@@ -295,7 +348,6 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::files::new_file::{Lifecycle, Naming};
 
     fn vm(number: u128) -> VmId {
         VmId(Uuid::from_u128(number))
@@ -376,7 +428,15 @@ mod tests {
         assert!(partials.reuse(vm(9), &one).is_some());
         assert_eq!(fs::metadata(&first).expect("there").len(), 64 << 20);
         let NewFile { format, virtual_size, .. } = new_file(&qcow2, DiskFormat::Qcow2, ByteCount::mib(64));
-        let record = Record { vm: vm(9), device: "vda".into(), format, virtual_size, path: qcow2, kept_at_ms: 1 };
+        let record = Record {
+            vm: vm(9),
+            device: "vda".into(),
+            format,
+            virtual_size,
+            path: qcow2,
+            kept_at_ms: 1,
+            origin: Origin::Unfinished,
+        };
         assert!(record.is_whole().expect("read"));
         assert!(!Record { virtual_size: ByteCount::mib(65), ..record }.is_whole().expect("read"));
     }
@@ -425,9 +485,13 @@ mod tests {
     }
 
     fn put(partials: &PartialCopies, number: u64, path: PathBuf, kept_at_ms: u64) {
+        put_as(Origin::Unfinished, partials, number, path, kept_at_ms);
+    }
+
+    fn put_as(origin: Origin, partials: &PartialCopies, number: u64, path: PathBuf, kept_at_ms: u64) {
         let (vm, device) = (vm(u128::from(number)), "vda".to_owned());
         let (format, virtual_size) = (DiskFormat::Raw, ByteCount::mib(1));
-        let record = Record { vm, device, format, virtual_size, path, kept_at_ms };
+        let record = Record { vm, device, format, virtual_size, path, kept_at_ms, origin };
         records::write_json(&partials.record_path(record.vm, "vda"), &record).expect("written");
     }
 
@@ -462,6 +526,52 @@ mod tests {
         assert!(path(5).exists());
         assert!(partials.make_room(vm(9), here, ByteCount(1)) >= ByteCount::mib(1), "what cannot be removed is no end");
         assert_eq!(left(), [1]);
+    }
+
+    #[test]
+    fn the_file_that_a_vm_left_becomes_its_new_file_when_it_returns() {
+        let (folder, records) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let partials = PartialCopies::of(records.path().to_owned());
+        let paths = ["disk.raw", "disk.qcow2", "link.raw", "overlay.qcow2"].map(|name| folder.path().join(name));
+        let [raw, qcow2, link, overlay] = &paths;
+        let disk = filled(raw);
+        std::os::unix::fs::symlink(raw, link).expect("linked");
+        assert!(!partials.keep_left(vm(7), "vda", link), "only the name would be moved");
+        let run = |line: &[&str]| {
+            assert!(std::process::Command::new("qemu-img").args(line).output().expect("run").status.success())
+        };
+        let text = |path: &PathBuf| path.to_str().expect("plain").to_owned();
+        run(&["create", "-q", "-f", "qcow2", "-b", &text(raw), "-F", "raw", &text(overlay)]);
+        assert!(!partials.keep_left(vm(7), "vda", overlay), "it is nothing without the file below it");
+        assert!(!partials.keep_left(vm(7), "vda", &folder.path().join("none")));
+        let none = PartialCopies { left_for: Duration::ZERO, ..PartialCopies::of(records.path().to_owned()) };
+        assert!(!none.keep_left(vm(7), "vda", raw), "the administrator wants none");
+        assert!(raw.exists() && partials.records().is_empty());
+
+        assert!(partials.keep_left(vm(7), "vda", raw) && !raw.exists());
+        assert!(partials.reuse(vm(7), &disk).is_some() && raw.exists(), "as it was");
+        run(&["convert", "-q", "-O", "qcow2", &text(raw), &text(qcow2)]);
+        assert!(partials.keep_left(vm(7), "vda", qcow2));
+        let back = NewFile { path: qcow2, format: DiskFormat::Qcow2, ..disk };
+        assert!(partials.reuse(vm(7), &back).is_some() && qcow2.exists());
+    }
+
+    #[test]
+    fn what_a_vm_left_is_kept_for_as_long_as_was_set_and_an_unfinished_copy_for_a_day() {
+        const HOUR_MS: u64 = 60 * 60 * 1000;
+        let folder = tempfile::tempdir().expect("a folder");
+        let partials = PartialCopies::of(folder.path().to_owned());
+        let cases = [(Origin::Left, 1, false), (Origin::Unfinished, 1, true), (Origin::Unfinished, 24, false)];
+        for (number, (origin, hours, _)) in (0..).zip(cases) {
+            let path = folder.path().join(format!("{number}.{ENDING}"));
+            fs::write(&path, "x").expect("written");
+            put_as(origin, &partials, number, path, now_ms() - hours * HOUR_MS - 1000);
+        }
+        partials.sweep(PARTIALS_MAX);
+        for (number, (origin, hours, stays)) in (0..).zip(cases) {
+            let path: PathBuf = folder.path().join(format!("{number}.{ENDING}"));
+            assert_eq!(path.exists(), stays, "{origin:?} after {hours} h");
+        }
     }
 
     #[test]

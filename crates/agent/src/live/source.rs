@@ -1,7 +1,7 @@
 //! The source of a live move, around its carrier: holds the VM, then releases it or removes its remains here.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,6 +12,7 @@ use ferry_core::{
     files::{DiskMove, cleanup::old_file_kept},
     finding::{Action, Finding, FindingId, Message},
     id::{Generation, JobId, VmId},
+    location::Location,
     migration::Presence,
     vm::{FileRole, NVRAM, VmFacts},
 };
@@ -150,18 +151,24 @@ impl Registry {
         self.report_of(journal, 0, Duration::ZERO).await
     }
 
-    /// Source: removes the files of migrated disks that are no longer in use. Returns those that stay, and why.
+    /// Source: removes the files of migrated disks that are no longer in use, or keeps them for the VM's return. Returns
+    /// those that stay, and why.
     pub(super) async fn remove_old_files(&self, journal: &Journal) -> Result<Vec<Finding>, AgentError> {
-        let Task::Source { migrated, name, .. } = &journal.task else { return Ok(Vec::new()) };
+        let Task::Source { request, migrated, name, .. } = &journal.task else { return Ok(Vec::new()) };
         if migrated.is_empty() {
             return Ok(Vec::new());
         }
         let (migrated, name) = (migrated.clone(), name.clone());
         let used = self.files_in_use(journal).await?;
+        // A file on a share is reached from everywhere: only one of this host's own is worth anything at a return.
+        let is_own = |disk: &&DiskMove| matches!(disk.from, Location::Local { .. });
+        let own: Vec<String> = request.disks.iter().filter(is_own).map(|disk| disk.device.clone()).collect();
+        let (vm, partials) = (request.vm, Arc::clone(&self.partials));
         blocking(move || {
             let mut kept = Vec::new();
             for (device, path) in migrated {
-                if let Some(obstacle) = remove_unless(&path, &used, |obstacle| obstacle)? {
+                let takes = |path: &Path| own.contains(&device) && partials.keep_left(vm, &device, path);
+                if let Some(obstacle) = remove_unless(&path, &used, |obstacle| obstacle, takes)? {
                     let (why, fix) = (obstacle.why(), obstacle.fix());
                     warn!(disk = device, file = %path.display(), %why, "An old file stays");
                     kept.push(old_file_kept(&name, &device, path.display(), why, fix));

@@ -165,7 +165,7 @@ impl OfflineMoves {
                 }
                 None => None,
             };
-            if let Some((why, fix)) = remove_unless(path, &used, stays)? {
+            if let Some((why, fix)) = remove_unless(path, &used, stays, |_| false)? {
                 warn!(file = %path.display(), %why, "An old file stays");
                 findings.push(old_file_kept(&name, &file.file.device, path.display(), why, fix));
             }

@@ -39,7 +39,7 @@ pub(super) fn remove(
                 new_file_is_used: whole.is_some_and(|facts| facts.files.iter().any(is_new)) && next.iter().any(is_new),
             })
         };
-        let kept = remove_unless(&disk.from, &used, stays)?;
+        let kept = remove_unless(&disk.from, &used, stays, |_| false)?;
         findings.extend(kept.map(|why| old_file_stays(&journal.request.vm_name, disk, why)));
     }
     Ok(findings)

@@ -298,7 +298,7 @@ fn uefi_variables_move_along_with_their_running_vm() {
 }
 
 #[test]
-fn what_a_cancelled_move_has_copied_is_not_sent_again() {
+fn what_a_cancelled_move_has_copied_and_what_a_vm_left_is_not_sent_again() {
     const DATA_MIB: u32 = 96;
     let disk = Disk { size_mib: 256, data_mib: DATA_MIB, ..Disk::new(Place::Local, DiskFormat::Raw) };
     // QEMU sends 64 KiB for each sector that the guest writes meanwhile, none of which belongs to the partial copy.
@@ -332,4 +332,22 @@ fn what_a_cancelled_move_has_copied_is_not_sent_again() {
         (images::allocated(&path).expect("there"), images::nonzero(&path, DiskFormat::Raw).expect("read"));
     assert!(takes as f64 <= 1.02 * holds as f64 + f64::from(1 << 20), "{takes} bytes are taken for {holds}");
     assert_eq!(kept(), "", "nothing is left");
+
+    // It returns within the hour: the file that it left is there, under another name.
+    let left = || ferry.lab.host("kvm1").run(&["find", LOCAL, "-name", "*.ferry-*"]).expect("listed");
+    assert_eq!(left().lines().count(), 1, "{}", left());
+    let line = ["vm", "migrate", "ticker", "--to", "kvm1", "--storage", LOCAL, "--wait"];
+    let home: JobView = ferry.json(&line).expect("it ends");
+    assert_eq!(home.phase, Phase::Succeeded, "{home:#?}");
+    let figures = home.figures.expect("known");
+    let (sent, held) = (figures.disk_wire.0, figures.carried.expect("told").disks.held);
+    eprintln!("its return sent {sent} bytes of the disk; {held} were there");
+    assert!(sent <= (u64::from(DATA_MIB) << 20) * 3 / 10, "{sent} bytes were sent again");
+    assert!(held >= (u64::from(DATA_MIB) << 20) * 7 / 10, "{held} bytes were there already");
+    observer.wait_on("ticker", "kvm1", SECONDS_30).expect("it runs there alone");
+    observer.wait_verified("ticker", 2, VERIFY).expect("verified");
+    judge(&observer.heard("ticker")).expect("no promise is broken");
+    let path = ferry.lab.host("kvm1").file(&disk_of(&ferry, "kvm1"));
+    assert!(images::holds_data(&path, DiskFormat::Raw, DATA_MIB).expect("read"), "all data are there");
+    assert_eq!(left(), "", "nothing is left");
 }
