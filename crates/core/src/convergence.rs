@@ -5,6 +5,7 @@
 //! disks ─┬─ one has not answered for 10 min, or for 25 s while the VM is paused ─▶ end the move, the VM stays
 //!        └─ none has progressed for the time limit ─▶ end the move, the VM stays
 //! precopy ─┬─ the rest of disks takes a part of the downtime limit ─▶ the rest of memory gets the other part
+//!          ├─ memory shrank in its first pass, and what is left may not ─▶ as much less until a later pass shows it
 //!          └─ time limit ─┬─ abort, autoconverge ─▶ end the move, the VM stays
 //!                         └─ pause ─▶ the VM may be paused for up to 30 s ── after a minute ─▶ end the move
 //! switchover ── the VM is paused for far longer than allowed ─▶ end the move, the VM continues at the source
@@ -15,7 +16,8 @@
 use std::time::Duration;
 
 use crate::{
-    disk_rest::{is_news, share},
+    compression::NO_GAIN_PERCENT,
+    disk_rest::{SHARE_MIN, is_news, share},
     job::OnStall,
     units::ByteCount,
 };
@@ -51,6 +53,9 @@ pub struct Sample {
     /// How much longer the VM would be paused for the rest of its migrated disks; `None`: unknown, or memory is not
     /// being sent yet.
     pub disk_rest: Option<Duration>,
+    /// How much faster the link seems to QEMU than it may be for the rest of memory, in percent
+    /// ([`Gain`](crate::compression::Gain)).
+    pub gain_percent: u32,
     /// How long the VM has been paused; `None`: it runs.
     pub paused: Option<Duration>,
     /// How long a migrated disk has left all its requests unanswered; zero: it answers, or it has no pending request.
@@ -139,9 +144,9 @@ pub fn next_action(now: &Sample) -> ConvergenceAction {
     if now.paused.is_some() {
         return ConvergenceAction::GoOn;
     }
-    let allow = |limit| ConvergenceAction::AllowDowntime { limit, memory: share(limit, now.disk_rest) };
-    let memory = share(now.downtime_limit, now.disk_rest);
-    let go_on = match is_news(now.memory_limit, memory, now.downtime_limit) {
+    let part = |limit| in_qemus_measure(share(limit, now.disk_rest), now.gain_percent);
+    let allow = |limit| ConvergenceAction::AllowDowntime { limit, memory: part(limit) };
+    let go_on = match is_news(now.memory_limit, part(now.downtime_limit), now.downtime_limit) {
         true => allow(now.downtime_limit),
         false => ConvergenceAction::GoOn,
     };
@@ -154,6 +159,12 @@ pub fn next_action(now: &Sample) -> ConvergenceAction {
         OnStall::Pause if now.elapsed <= now.timeout + PAUSE_GRACE => go_on,
         OnStall::Pause => ConvergenceAction::EndSlow,
     }
+}
+
+/// What QEMU takes for so long if the link seems faster to it than it is, by this gain. QEMU accepts no shorter limit than
+/// [`SHARE_MIN`].
+fn in_qemus_measure(limit: Duration, gain_percent: u32) -> Duration {
+    (limit * NO_GAIN_PERCENT / gain_percent.max(NO_GAIN_PERCENT)).max(SHARE_MIN)
 }
 
 /// The longest pause of a VM with this downtime limit before the move is ended.
@@ -189,6 +200,7 @@ mod tests {
                 downtime_limit: Duration::from_millis(300),
                 memory_limit: Duration::from_millis(300),
                 disk_rest: None,
+                gain_percent: 100,
                 paused: paused.map(s),
                 silent: Duration::ZERO,
             };
@@ -205,6 +217,7 @@ mod tests {
             downtime_limit: s(30),
             memory_limit: s(30),
             disk_rest: Some(s(1)),
+            gain_percent: 100,
             paused: None,
             silent: Duration::ZERO,
         };
@@ -224,6 +237,7 @@ mod tests {
             downtime_limit: ms(300),
             memory_limit: ms(300),
             disk_rest: None,
+            gain_percent: 100,
             paused: None,
             silent: Duration::ZERO,
         };
@@ -240,6 +254,15 @@ mod tests {
                 ConvergenceAction::GoOn,
             ),
             ("far too much is left", Sample { disk_rest: Some(s(40)), ..before }, of(ms(1))),
+            ("memory shrank, and the rest may not", Sample { gain_percent: 250, ..before }, of(ms(120))),
+            (
+                "that is told, too",
+                Sample { gain_percent: 250, memory_limit: ms(120), ..before },
+                ConvergenceAction::GoOn,
+            ),
+            ("the rest shrinks as well", Sample { memory_limit: ms(120), ..before }, of(ms(300))),
+            ("both", Sample { disk_rest: Some(ms(100)), gain_percent: 200, ..before }, of(ms(100))),
+            ("no limit is too short", Sample { gain_percent: u32::MAX, ..before }, of(ms(1))),
             ("it is gone", Sample { disk_rest: Some(ms(0)), memory_limit: ms(1), ..before }, of(ms(300))),
             (
                 "too late: it stands still",
@@ -281,6 +304,7 @@ mod tests {
             downtime_limit: Duration::from_millis(300),
             memory_limit: Duration::from_millis(300),
             disk_rest: None,
+            gain_percent: 100,
             paused: None,
             silent: s(600),
         };

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::units::ByteCount;
 
 /// The minimum for memory: QEMU accepts no shorter limit.
-const SHARE_MIN: Duration = Duration::from_millis(1);
+pub(crate) const SHARE_MIN: Duration = Duration::from_millis(1);
 /// The time for disks is ignored below this fraction of the limit, because some data is always in flight.
 const NEGLECTED: u32 = 10;
 /// The value in QEMU is updated when it changes by at least this fraction.

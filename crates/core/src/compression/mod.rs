@@ -13,6 +13,7 @@
 //! deeper one has to wait longer. Near the switchover nothing is tried: QEMU has measured the rate that it relies on.
 
 mod choice;
+mod gain;
 mod skip;
 mod yields;
 
@@ -22,6 +23,7 @@ use crate::switchover::Law;
 
 pub use self::{
     choice::{CANDIDATES, Choice},
+    gain::{Gain, NO_GAIN_PERCENT},
     skip::{Skip, shrinks},
     yields::{Trials, Yield},
 };

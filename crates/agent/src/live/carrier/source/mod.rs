@@ -17,7 +17,7 @@ mod watchdog;
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -25,6 +25,7 @@ use std::{
 use ferry_core::{
     api::agent::{PrepareSource, Stage},
     carried::Carried,
+    compression::NO_GAIN_PERCENT,
     files::DiskProgress,
     finding::{self, ByHand, Finding, FindingId},
     id::VmId,
@@ -129,6 +130,7 @@ impl Source {
             downtime_limit: Mutex::new(Duration::from_millis(u64::from(task.downtime_limit_ms))),
             memory_limit: Mutex::new(Duration::from_millis(u64::from(task.downtime_limit_ms))),
             disk_rest: Mutex::default(),
+            gain_percent: AtomicU32::new(NO_GAIN_PERCENT),
             on_stall: task.on_stall,
             board,
             timeout: Duration::from_millis(task.timeout_ms),

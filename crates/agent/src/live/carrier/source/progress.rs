@@ -1,8 +1,12 @@
 //! Progress at the source, published while the move runs; and the law that the channels' windows follow.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use ferry_core::{
+    compression::Gain,
     convergence::Remains,
     disk_rest::{Rest, Rests},
     files::{DiskProgress, DiskStage},
@@ -20,7 +24,7 @@ pub(super) async fn show_progress(shared: &Shared, started: Instant) -> ! {
     let board = &shared.board;
     let vm = board.vm;
     let (mut polled_at, mut remained, mut remains) = (Instant::now(), ByteCount(0), Remains::default());
-    let mut rests = Rests::default();
+    let (mut rests, mut gain) = (Rests::default(), Gain::default());
     loop {
         tokio::time::sleep(POLL_EVERY).await;
         // A query would wait for QEMU, which is handing over now.
@@ -48,6 +52,9 @@ pub(super) async fn show_progress(shared: &Shared, started: Instant) -> ! {
             false => call(&board.hypervisor, probe).await.unwrap_or_default(),
         };
         let wire = shared.meters.wire();
+        let memory = &shared.meters.memory;
+        let gain = gain.percent(started.elapsed(), stats.iteration, memory.sent_plain(), memory.wire());
+        shared.gain_percent.store(gain, Ordering::Relaxed);
         let flows = (stats.memory_total.0 > 0).then_some(stats.rate_bytes_per_s);
         let rest = rests.update(started.elapsed(), &polled, flows);
         let rest = if flows.is_some() { rest } else { Rest::default() };

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -33,6 +33,8 @@ pub(super) struct Shared {
     pub(super) memory_limit: Mutex<Duration>,
     /// What remains of disks once memory is being sent.
     pub(super) disk_rest: Mutex<Rest>,
+    /// How much faster the link seems to QEMU than it may be, in percent.
+    pub(super) gain_percent: AtomicU32,
     pub(super) timeout: Duration,
     pub(super) on_stall: OnStall,
     /// Start of the time limit.

@@ -29,6 +29,7 @@ pub(super) async fn watch_over(shared: &Shared) -> ! {
         let stopped_at = *lock(&shared.stopped_at);
         let downtime_limit = *lock(&shared.downtime_limit);
         let rest = *lock(&shared.disk_rest);
+        let gain_percent = shared.gain_percent.load(Ordering::Relaxed);
         let action = next_action(&Sample {
             on_stall: shared.on_stall,
             elapsed: lock(&shared.limited_from).elapsed(),
@@ -36,6 +37,7 @@ pub(super) async fn watch_over(shared: &Shared) -> ! {
             downtime_limit,
             memory_limit: *lock(&shared.memory_limit),
             disk_rest: rest.time,
+            gain_percent,
             paused: stopped_at.filter(|_| !delivered).map(|at| at.elapsed()),
             silent: if delivered { Duration::ZERO } else { silent },
         });
@@ -46,7 +48,7 @@ pub(super) async fn watch_over(shared: &Shared) -> ! {
                     warn!(limit_s = limit.as_secs(), "The move takes too long: the VM may stand still for longer");
                 } else {
                     let (memory_ms, disks) = (memory.as_millis(), rest.bytes);
-                    debug!(memory_ms, %disks, "What is left of disks leaves another part of the limit to memory");
+                    debug!(memory_ms, %disks, gain_percent, "Another limit for memory, by QEMU's measure");
                 }
                 let set = move |hypervisor: &dyn Hypervisor| hypervisor.set_downtime_limit(vm, memory);
                 match call(&board.hypervisor, set).await {
