@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     pin::Pin,
     sync::{Arc, OnceLock},
@@ -98,7 +98,17 @@ pub struct Dialer {
 impl Dialer {
     /// A dialer for `address` with a configuration that pins the destination's key.
     pub fn new(address: SocketAddr, tls: Arc<ClientConfig>, key: SessionKey) -> Self {
-        Self { transport: Arc::new(TcpDialer::new(address, tls)), key, peer: Arc::default() }
+        Self::over(TcpDialer::new(address, tls), key)
+    }
+
+    /// As [`Self::new`], with every connection from this address of the host. If the host does not have it, opening fails
+    /// with [`WireError::Local`].
+    pub fn from_here(here: IpAddr, address: SocketAddr, tls: Arc<ClientConfig>, key: SessionKey) -> Self {
+        Self::over(TcpDialer::from_here(here, address, tls), key)
+    }
+
+    fn over(transport: TcpDialer, key: SessionKey) -> Self {
+        Self { transport: Arc::new(transport), key, peer: Arc::default() }
     }
 
     /// Opens a connection for `channel` on the terms of every version. Ok promises that the destination accepted it for
@@ -158,7 +168,7 @@ impl Acceptor {
     /// # Errors
     /// [`WireError::Local`] if no port of the range is free.
     pub async fn bind(
-        ip: std::net::IpAddr,
+        ip: IpAddr,
         ports: RangeInclusive<u16>,
         tls: Arc<ServerConfig>,
         key: SessionKey,

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     os::fd::AsFd as _,
     pin::Pin,
@@ -48,6 +48,7 @@ pub fn keep_freed_memory() {
 
 /// Dials one address.
 pub struct TcpDialer {
+    here: Option<IpAddr>,
     address: SocketAddr,
     connector: TlsConnector,
 }
@@ -55,7 +56,12 @@ pub struct TcpDialer {
 impl TcpDialer {
     /// A dialer for `address` with a configuration that pins the destination's key.
     pub fn new(address: SocketAddr, tls: Arc<ClientConfig>) -> Self {
-        Self { address, connector: TlsConnector::from(tls) }
+        Self { here: None, address, connector: TlsConnector::from(tls) }
+    }
+
+    /// As [`Self::new`], with every connection from this address of the host.
+    pub fn from_here(here: IpAddr, address: SocketAddr, tls: Arc<ClientConfig>) -> Self {
+        Self { here: Some(here), ..Self::new(address, tls) }
     }
 }
 
@@ -63,6 +69,9 @@ impl Transport for TcpDialer {
     fn open(&self, _channel: Channel) -> Opening<'_> {
         Box::pin(async {
             let tcp = socket_for(self.address).map_err(WireError::Peer)?;
+            if let Some(here) = self.here {
+                tcp.bind((here, 0).into()).map_err(WireError::Local)?;
+            }
             let tcp = tcp.connect(self.address).await.map_err(WireError::Peer)?;
             tcp.set_nodelay(true).map_err(WireError::Peer)?;
             let name = ServerName::try_from("ferry.invalid").expect("a valid name");
@@ -83,7 +92,7 @@ impl TcpAcceptor {
     ///
     /// # Errors
     /// [`WireError::Local`] if no port of the range is free.
-    pub fn bind(ip: std::net::IpAddr, ports: RangeInclusive<u16>, tls: Arc<ServerConfig>) -> Result<Self, WireError> {
+    pub fn bind(ip: IpAddr, ports: RangeInclusive<u16>, tls: Arc<ServerConfig>) -> Result<Self, WireError> {
         let mut last = io::Error::from(io::ErrorKind::InvalidInput);
         for port in ports {
             match bind((ip, port).into()) {

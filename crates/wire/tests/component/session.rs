@@ -1,6 +1,7 @@
 //! Sessions over real TLS on loopback, and channels over in-memory pipes.
 
 use std::{
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -17,7 +18,10 @@ use ferry_wire::{
     hello::{Abilities, Agreed, Channel, Hello, Terms, VERSION_MAX},
     meter::Meter,
     session::{Acceptor, Dialer, SessionKey},
-    transport::{Transport as _, tcp::TcpDialer},
+    transport::{
+        Listener as _, Transport as _,
+        tcp::{TcpAcceptor, TcpDialer},
+    },
     window::{WAITING_BYTES_MAX, WINDOW_BYTES_MIN},
 };
 use tokio::{
@@ -348,6 +352,29 @@ async fn a_filter_answers_what_it_does_not_let_pass() {
         assert!(rest.is_empty(), "nothing else passed: {rest:?}");
         within(end).await.expect("no panic").expect("complete");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dialer_connects_from_the_address_that_it_is_given_and_from_no_other() {
+    let (source, destination) = (KeyPair::generate().expect("keys"), KeyPair::generate().expect("keys"));
+    let tls = server_config(&destination, Clients::Only(source.pin())).expect("config");
+    let listener = TcpAcceptor::bind([127, 0, 78, 2].into(), 0..=0, tls).expect("a free port");
+    let address = listener.address().expect("it listens");
+    assert_eq!(address.ip(), IpAddr::from([127, 0, 78, 2]));
+    let tls = client_config(Some(&source), destination.pin()).expect("config");
+    let dialer = TcpDialer::from_here([127, 0, 78, 1].into(), address, Arc::clone(&tls));
+    let accepted = async {
+        let (from, opening) = listener.accept().await.expect("it comes");
+        opening.await.expect("a pipe");
+        from
+    };
+    let (opened, from) = within(async { tokio::join!(dialer.open(Channel::Control), accepted) }).await;
+    opened.expect("a pipe");
+    assert_eq!(from.ip(), IpAddr::from([127, 0, 78, 1]));
+    // No host has this address.
+    let elsewhere = TcpDialer::from_here([198, 51, 100, 1].into(), address, tls);
+    let failed = within(elsewhere.open(Channel::Control)).await.err().expect("it cannot");
+    assert!(matches!(failed, WireError::Local(_)), "{failed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
