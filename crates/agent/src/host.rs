@@ -36,6 +36,7 @@ pub fn facts(config: &Config, hypervisor: &dyn HostInfo) -> Result<HostFacts, Hy
         qemu_version: host.qemu_version,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         api_versions: API_VERSIONS.to_vec(),
+        addresses: Some(hypervisor.addresses()),
         findings,
     })
 }

@@ -8,7 +8,7 @@ use ferry_agent::{
     Agent,
     config::{Config, DEFAULT_PATH},
     http::{self, metrics},
-    live::{Launcher, carrier},
+    live::{self, Launcher, carrier},
     notify::{self, Standing},
     setup,
 };
@@ -102,7 +102,8 @@ fn main() -> anyhow::Result<()> {
         Command::Carry { journal, reason_file } => {
             let outcome = carry(&arguments.config, &journal);
             if let Err(error) = &outcome {
-                std::fs::write(&reason_file, format!("{error:#}\n"))?;
+                let reason = error.downcast_ref().map_or_else(|| format!("{error:#}\n"), live::reason);
+                std::fs::write(&reason_file, reason)?;
             }
             // The agent has the file open and reads it after this process has ended.
             let _ = std::fs::remove_file(&reason_file);

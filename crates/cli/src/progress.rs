@@ -252,6 +252,7 @@ mod tests {
             next: Vec::new(),
             figures: None,
             transfer: None,
+            route: None,
             findings: Vec::new(),
             log: Vec::new(),
         }

@@ -12,6 +12,7 @@ use ferry_core::{
     job::JobKind,
     location::Location,
     migration::Phase,
+    network::HostAddress,
     share::AttachedShare,
     transfer::{Preset, RateLimits, Transfer},
     units::ByteCount,
@@ -92,6 +93,10 @@ pub(crate) fn host(host: &HostView) -> String {
     }
     line("limits", format!("{} live, {} storage moves at once", host.limits.live, host.limits.storage));
     line("moves", transfer(host.transfer.preset, host.transfer.limits));
+    if !host.migration_networks.is_empty() {
+        let networks: Vec<String> = host.migration_networks.iter().map(String::from).collect();
+        line("networks", format!("{}; moves use no other", networks.join(", ")));
+    }
     if let Some(facts) = &host.facts {
         line("machine", format!("{}, {} CPUs", facts.hostname, facts.cpus));
         line("memory", format!("{} free of {}", facts.memory_free, facts.memory_total));
@@ -99,6 +104,10 @@ pub(crate) fn host(host: &HostView) -> String {
             "software",
             format!("libvirt {}, QEMU {}, agent {}", facts.libvirt_version, facts.qemu_version, facts.agent_version),
         );
+        if let Some(addresses) = &facts.addresses {
+            let one = |found: &HostAddress| format!("{found} ({})", found.interface);
+            line("addresses", addresses.iter().map(one).collect::<Vec<_>>().join(", "));
+        }
         text += &findings(&facts.findings);
     }
     let shares = host
@@ -199,6 +208,9 @@ pub(crate) fn candidates(candidates: &[Candidate]) -> String {
     for Transfer { preset, limits } in candidates.iter().filter_map(|candidate| candidate.transfer) {
         text += &format!("\n\nBytes would travel: {}", transfer(preset, limits));
     }
+    for route in candidates.iter().filter_map(|candidate| candidate.route) {
+        text += &format!("\n\nMigration network: {route}");
+    }
     text
 }
 
@@ -261,6 +273,9 @@ pub(crate) fn job(job: &JobView) -> String {
     }
     if let Some(Transfer { preset, limits }) = job.transfer {
         text += &format!("  bytes travel: {}\n", transfer(preset, limits));
+    }
+    if let Some(route) = job.route {
+        text += &format!("  migration network: {route}\n");
     }
     text += &findings(&job.findings);
     if !job.kind.is_parent() {
@@ -450,6 +465,7 @@ mod tests {
             next: Vec::new(),
             figures: Some(figures),
             transfer: None,
+            route: None,
             findings: Vec::new(),
             log: Vec::new(),
         };

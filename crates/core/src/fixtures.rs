@@ -48,6 +48,7 @@ pub(crate) fn host(name: &str) -> HostFacts {
         qemu_version: "10.0.2".into(),
         agent_version: "0.1.0".into(),
         api_versions: API_VERSIONS.to_vec(),
+        addresses: Some(Vec::new()),
         findings: Vec::new(),
     }
 }

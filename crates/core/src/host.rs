@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{finding::Finding, units::ByteCount};
+use crate::{finding::Finding, network::HostAddress, units::ByteCount};
 
 /// The facts that an agent reports about its host. They change rarely, except `memory_free`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,10 @@ pub struct HostFacts {
     pub agent_version: String,
     /// The agent API versions that the agent speaks, oldest first.
     pub api_versions: Vec<u32>,
+    /// The addresses at which other hosts may reach it, at most 32, in the kernel's order. An agent of an earlier version
+    /// omits the field, and uses no migration networks.
+    #[serde(default)]
+    pub addresses: Option<Vec<HostAddress>>,
     /// Problems of the host's set-up; each names the fix.
     pub findings: Vec<Finding>,
 }

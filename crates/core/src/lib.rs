@@ -24,6 +24,7 @@ pub mod location;
 pub mod memory;
 pub mod metrics;
 pub mod migration;
+pub mod network;
 pub mod pin;
 pub mod place;
 pub mod placement;

@@ -6,6 +6,7 @@ use ferry_core::{
         agent::{AttachRequest, ConfirmRequest, DestinationReady, PrepareDestination, PrepareSource, Report},
         server::{HostView, MigrateVm},
     },
+    host::HostFacts,
     id::{Generation, SessionId, VmId},
     job::OnStall,
     pin::{Pin, Secret},
@@ -38,6 +39,11 @@ const REPORT: &str = r#"{
     "presence": "absent", "progress": null, "error": null,
     "figures": {"total_ms": 0, "accepted_to_migrate_ms": 0, "migrate_ms": 1400, "downtime_ms": 0,
         "qemu_downtime_ms": 80, "sent": 1048576, "wire": 1048999, "iterations": 3}
+}"#;
+
+const HOST: &str = r#"{
+    "hostname": "kvm1", "machine_id": "1", "hypervisor_uuid": "1", "cpus": 2, "memory_total": 1, "memory_free": 1,
+    "libvirt_version": "11.3.0", "qemu_version": "10.0.2", "agent_version": "0.1.0", "api_versions": [1, 2], "findings": []
 }"#;
 
 const ATTACHED_SHARE: &str = r#"{
@@ -99,6 +105,7 @@ fn what_an_agent_or_a_carrier_of_the_version_before_answers_is_understood() {
     assert_eq!((share.free, share.total), (Some(ByteCount(7)), None));
     assert_eq!((share.at, share.file_system), (None, None));
     assert_eq!(share.source.to_string(), r"\\fs1.contoso.com\vms");
+    assert_eq!(read::<HostFacts>(HOST).addresses, None, "it is no host without addresses");
 }
 
 #[test]
@@ -140,6 +147,7 @@ fn what_a_server_of_the_version_before_shows_of_a_host_is_understood() {
             "maintenance": false, "moves": []}"#,
     );
     assert_eq!(host.storage_locations, []);
+    assert!(host.migration_networks.is_empty());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Each trait has a real implementation and a fake, and one conformance suite that both pass. Mount points and
 //! libvirt's domains appear only here, and nowhere above.
 
+mod addresses;
 mod busy;
 pub mod cpu;
 pub mod file;

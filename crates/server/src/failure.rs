@@ -203,6 +203,7 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::HostHook
         | Id::HostConfinement
         | Id::HostDamaged
+        | Id::HostNetwork
         | Id::ShareTwice
         | Id::ShareInUse
         | Id::ShareNotAttached

@@ -75,10 +75,12 @@ impl Seen {
 
     /// The host as input for preflight.
     pub(crate) fn side<'a>(&'a self, host: &'a Host) -> Side<'a> {
+        let settings = host.settings();
         Side {
             name: host.name(),
             reachable: self.reachable,
-            maintenance: host.settings().maintenance,
+            maintenance: settings.maintenance,
+            networks: settings.migration_networks,
             facts: self.observation.as_ref().map(|observation| &observation.host),
             vms: self.vms(),
             shares: self.observation.as_ref().map_or(&[], |observation| &observation.shares),

@@ -72,24 +72,31 @@ fn run_here(
     config: &Config,
     hypervisor: &Arc<dyn Hypervisor>,
     path: PathBuf,
-    failed: mpsc::Sender<String>,
+    failed: mpsc::Sender<AgentError>,
 ) {
     let (config, hypervisor) = (config.clone(), Arc::clone(hypervisor));
     runtime.spawn(async move {
         if let Err(error) = carrier::run(config, &path, hypervisor).await {
-            let _ = failed.try_send(chain(&error));
+            let _ = failed.try_send(match error {
+                refusal @ AgentError::Refused { .. } => refusal,
+                error => not_ready(&chain(&error)),
+            });
         }
     });
 }
 
-async fn wait_ready(journal: &Journal, mut failure: mpsc::Receiver<String>) -> Result<Answer, AgentError> {
+fn not_ready(reason: &str) -> AgentError {
+    AgentError::failed(format!("The carrier could not make ready: {reason}"))
+}
+
+async fn wait_ready(journal: &Journal, mut failure: mpsc::Receiver<AgentError>) -> Result<Answer, AgentError> {
     let until = Instant::now() + READY_DEADLINE;
     loop {
         if let Ok(answer) = control::ask(&journal.control, Ask::Report { after: 0, wait_ms: 0 }).await {
             return Ok(answer);
         }
-        if let Ok(reason) = failure.try_recv() {
-            return Err(AgentError::failed(format!("The carrier could not make ready: {reason}")));
+        if let Ok(error) = failure.try_recv() {
+            return Err(error);
         }
         if Instant::now() > until {
             return Err(AgentError::failed("The carrier was not ready in time"));
@@ -112,12 +119,29 @@ fn spawn(program: &Path, config: &Path, journal: &Path) -> Result<(Child, fs::Fi
     Ok((child, reader))
 }
 
+/// What a carrier writes if it cannot begin; [`last_words`] reads it.
+pub fn reason(error: &AgentError) -> String {
+    let refusal = match error {
+        AgentError::Refused { finding, .. } => serde_json::to_string(finding).ok(),
+        AgentError::Config { .. }
+        | AgentError::File { .. }
+        | AgentError::Content { .. }
+        | AgentError::Trust(_)
+        | AgentError::Hypervisor(_)
+        | AgentError::Failed { .. } => None,
+    };
+    refusal.unwrap_or_else(|| chain(error)) + "\n"
+}
+
 /// Waits for a carrier's end: how it ended, and the reason that it wrote.
-fn last_words(mut child: Child, reason_file: fs::File) -> String {
+fn last_words(mut child: Child, reason_file: fs::File) -> AgentError {
     let status = child.wait();
     let reason = io::read_to_string(reason_file).unwrap_or_default();
     let last = reason.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no reason");
-    status.map_or_else(|error| error.to_string(), |status| format!("{last} ({status})"))
+    if let Ok(finding) = serde_json::from_str(last) {
+        return AgentError::refused(409, finding);
+    }
+    not_ready(&status.map_or_else(|error| error.to_string(), |status| format!("{last} ({status})")))
 }
 
 /// Kills a carrier process that does not answer any more, if it still exists.
@@ -156,7 +180,26 @@ pub(super) fn make_socket_dir(path: &Path, user: u32) -> Result<(), AgentError> 
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Seek as _, Write as _};
+
+    use ferry_core::finding::{ByHand, Finding, FindingId, Message};
+
     use super::*;
+
+    #[test]
+    fn what_a_carrier_refuses_is_told_as_that_and_anything_else_in_its_words() {
+        let told = |error: &AgentError| {
+            let mut file = tempfile::tempfile().expect("a file");
+            file.write_all(reason(error).as_bytes()).expect("written");
+            file.rewind().expect("a file");
+            last_words(Command::new("true").spawn().expect("a program"), file)
+        };
+        let finding = Finding::blocks(FindingId::HostNetwork, "10.78.0.0/24", Message::Empty, ByHand::LetItFinish);
+        let refused = told(&AgentError::refused(409, finding.clone()));
+        assert!(matches!(refused, AgentError::Refused { status: 409, finding: told } if *told == finding));
+        let failed = told(&AgentError::failed("No port is free")).to_string();
+        assert!(failed.contains("could not make ready: No port is free"), "{failed}");
+    }
 
     #[test]
     fn only_a_session_folder_may_be_named_by_another_host() {

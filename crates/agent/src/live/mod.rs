@@ -18,6 +18,6 @@ mod report;
 mod source;
 mod vouch;
 
-pub use launch::Launcher;
+pub use launch::{Launcher, reason};
 pub use registry::Registry;
 pub(crate) use source::translation;

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use ferry_core::{error::chain, files::DiskStage, units::ByteCount};
+use ferry_core::{api::agent::SendOffline, error::chain, files::DiskStage, units::ByteCount};
 use ferry_drivers::hypervisor::Domains;
 use ferry_wire::{
     WireError,
@@ -53,7 +53,9 @@ pub(super) async fn receive_all(mut acceptor: Acceptor, moves: Arc<OfflineMoves>
                 receive_file(usize::from(index), &mut peer, &moves, &record).await
             }
             Channel::Definition | Channel::Rpc => receive_definition(&mut peer, &moves, &record).await,
-            other @ (Channel::Control | Channel::Memory(_) | Channel::Partial(_)) => {
+            // The source only tried whether it reaches this host ([`try_route`]).
+            Channel::Control => Ok(()),
+            other @ (Channel::Memory(_) | Channel::Partial(_)) => {
                 Err(AgentError::failed(format!("A channel {other:?} came, and none is expected")))
             }
         };
@@ -128,6 +130,23 @@ async fn receive_definition(
     }
 }
 
+fn dialer(config: &Config, request: &SendOffline) -> Result<Dialer, AgentError> {
+    let SendOffline { destination, destination_pin, session, secret, route, .. } = request;
+    peers::dialer(config, &destination.address, *destination_pin, *session, *secret, *route)
+}
+
+/// Connects to the destination in the migration network of the move, if it has one.
+///
+/// # Errors
+/// `host.network` if it does not answer there.
+pub(super) async fn try_route(config: &Config, request: &SendOffline) -> Result<(), AgentError> {
+    if request.route.is_none() {
+        return Ok(());
+    }
+    let opened = dialer(config, request)?.open(Channel::Control).await;
+    opened.map(drop).map_err(|error| peers::not_reached(&request.destination.address, request.route, error))
+}
+
 /// Sends every file that differs, and the definition before and after them. Returns the files' fingerprints, if the
 /// destination has everything on disk, and no file was written meanwhile.
 pub(super) async fn send_all(
@@ -136,8 +155,7 @@ pub(super) async fn send_all(
     record: Arc<Move>,
 ) -> Result<Vec<FileFingerprint>, AgentError> {
     let Task::Source { request, paths, translate, .. } = record.journal().task else { return Ok(Vec::new()) };
-    let dialer =
-        peers::dialer(config, &request.destination.address, request.destination_pin, request.session, request.secret)?;
+    let dialer = dialer(config, &request)?;
     let (vm, files) = (request.vm, paths.clone());
     let places: Vec<_> = request.files.iter().map(|file| file.file.from.clone()).collect();
     let fingerprints_now =

@@ -62,7 +62,8 @@ impl OfflineMoves {
             return Err(AgentError::failed(format!("This host is the source of job {job}")));
         };
         if !record.is_busy() {
-            let acceptor = peers::listen(&self.config, request.source_pin, request.session, request.secret).await?;
+            let ReceiveOffline { source_pin, session, secret, route, .. } = request;
+            let acceptor = peers::listen(&self.config, source_pin, session, secret, route).await?;
             *lock(&record.address) = Some(acceptor.address().to_string());
             let receiving = copy::receive_all(acceptor, Arc::clone(&self), Arc::clone(&record));
             *lock(&record.task) = Some(tokio::spawn(receiving.instrument(record.attempt().span())));

@@ -34,7 +34,7 @@ impl OfflineMoves {
     /// Holds the VM, and makes sure that it is shut off.
     ///
     /// # Errors
-    /// `vm.running`, `request.stale`, or what prevents it; nothing is changed then.
+    /// `vm.running`, `request.stale`, `host.network`, or what prevents it; nothing is changed then.
     pub async fn prepare_source(
         self: Arc<Self>,
         job: JobId,
@@ -45,6 +45,7 @@ impl OfflineMoves {
         let record = match self.take_up(Attempt { job, generation, vm: request.vm }).await? {
             Some(known) => known,
             None => {
+                copy::try_route(&self.config, &request).await?;
                 let this = Arc::clone(&self);
                 let task = blocking(move || this.source(request, &storage)).await?;
                 // Before the first change: an agent that dies in between must know what to revert.

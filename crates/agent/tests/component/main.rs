@@ -3,6 +3,7 @@
 mod access;
 mod damaged;
 mod moves;
+mod networks;
 mod offline;
 mod places;
 mod site;

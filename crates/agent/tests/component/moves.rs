@@ -27,7 +27,7 @@ use tokio::{
 const NEVER_CONVERGES: f64 = 2.0;
 
 /// A disk of 1 MiB in a file of the first host: that file, and how it moves to the second.
-fn disk_of_its_own(site: &Site) -> (PathBuf, IncomingDisk, DiskMove) {
+pub fn disk_of_its_own(site: &Site) -> (PathBuf, IncomingDisk, DiskMove) {
     let folder = &site.hosts[0].config.storage_roots[0];
     let old = folder.join("old.raw");
     std::fs::create_dir_all(folder).expect("made");

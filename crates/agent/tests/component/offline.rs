@@ -2,6 +2,7 @@
 
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
+use crate::networks::route;
 use crate::site::{Host, SHARE, SOON, Site, reached, refusal, wait_until};
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
@@ -14,6 +15,7 @@ use ferry_core::{
     finding::FindingId,
     id::{Generation, JobId, SessionId, VmId},
     location::Location,
+    network::Route,
     units::ByteCount,
     vm::FileRole,
 };
@@ -36,6 +38,7 @@ struct Lot {
     secret: ferry_core::pin::Secret,
     /// What the definition is expected to say.
     name: String,
+    route: Option<Route>,
 }
 
 fn attempt(generation: u64) -> Attempt {
@@ -60,7 +63,14 @@ impl Lot {
         guest.facts.autostart = true;
         let vm = site.hosts[0].hypervisor.define(guest).expect("defined");
         fs::write(site.hosts[0].path("old/vda.raw"), content()).expect("written");
-        Self { site, vm, session: SessionId(Uuid::new_v4()), secret: random_secret(), name: "web01".into() }
+        Self {
+            site,
+            vm,
+            session: SessionId(Uuid::new_v4()),
+            secret: random_secret(),
+            name: "web01".into(),
+            route: None,
+        }
     }
 
     async fn restart_agent(&mut self, host: usize) {
@@ -112,6 +122,7 @@ impl Lot {
             shares: Vec::new(),
             files: self.files(),
             absent: Vec::new(),
+            route: self.route,
         }
     }
 
@@ -128,6 +139,7 @@ impl Lot {
             vm: self.vm,
             files: self.files(),
             absent: Vec::new(),
+            route: self.route,
         }
     }
 
@@ -401,4 +413,22 @@ async fn a_file_that_is_written_to_fails_the_copy_or_stays() {
     let messages: Vec<String> = report.findings.iter().map(|finding| finding.message.to_string()).collect();
     assert!(messages.len() == 1 && messages[0].contains("VM web01 stays: something has written to it"), "{messages:?}");
     assert!(lot.old().exists() && !lot.source().knows(lot.vm));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_travel_by_the_route_that_is_given_and_without_it_nothing_is_changed() {
+    let mut lot = Lot::new().await;
+    lot.route = Some(route([127, 0, 78, 1]));
+    let ready = lot.receive(1).await.expect("the destination is ready");
+    assert!(ready.address.starts_with("127.0.78.2:"), "{ready:?}");
+    lot.send(1, ready.clone()).await.expect("reached");
+    let report = lot.copied(1).await;
+    assert_eq!((report.stage, report.error), (Stage::Delivered, None));
+
+    // No host has this address.
+    let mut lot = Lot::new().await;
+    lot.route = Some(route([198, 51, 100, 1]));
+    let ready = lot.receive(1).await.expect("the destination is ready");
+    assert_eq!(refusal(lot.send(1, ready).await), (409, FindingId::HostNetwork));
+    assert!(!lot.source().holds(lot.vm) && lot.source().autostarts(lot.vm), "nothing is changed");
 }

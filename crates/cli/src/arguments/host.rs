@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Subcommand};
-use ferry_core::{admission::Limits, transfer::Preset};
+use ferry_core::{admission::Limits, network::Subnet, transfer::Preset};
 
 /// `ferry host …`
 #[derive(Debug, Subcommand)]
@@ -31,9 +31,10 @@ pub enum HostCommand {
         /// The host's name
         host: String,
     },
-    /// Set how many moves, in and out together, a host takes part in at the same time, and how their bytes travel
+    /// Set how many moves, in and out together, a host takes part in at the same time, and how and where their bytes travel
     ///
-    /// Example: ferry host set kvm1 --live-limit 4 --memory-bandwidth 100
+    /// Examples: ferry host set kvm1 --live-limit 4 --memory-bandwidth 100 ·
+    /// ferry host set kvm1 --migration-network 10.78.0.0/24 --migration-network 10.77.0.0/24
     #[command(group = ArgGroup::new("what").required(true).multiple(true))]
     Set {
         /// The host's name
@@ -57,6 +58,13 @@ pub enum HostCommand {
         #[arg(long, value_name = "MIB_PER_S", group = "what",
             value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
         storage_bandwidth: Option<u64>,
+        /// Let the bytes of moves travel in this subnet only, or, given several times, in the first in which both hosts have
+        /// an address; at most 8
+        #[arg(long, value_name = "SUBNET", group = "what")]
+        migration_network: Vec<Subnet>,
+        /// Let the bytes of moves travel where the agents are set to listen (data_address)
+        #[arg(long, group = "what", conflicts_with = "migration_network")]
+        no_migration_network: bool,
     },
     /// Move every running VM away from a host, and place nothing there until it is resumed
     ///

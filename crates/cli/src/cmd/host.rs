@@ -1,7 +1,10 @@
 //! `ferry host …`
 
 use ferry_client::server::ServerClient;
-use ferry_core::api::server::{AddHost, AddStorageLocation, DrainHost, HostView, SetHost};
+use ferry_core::{
+    api::server::{AddHost, AddStorageLocation, DrainHost, HostView, SetHost},
+    network::MigrationNetworks,
+};
 
 use super::job;
 use crate::{
@@ -23,13 +26,25 @@ pub(crate) async fn run(command: HostCommand, client: &ServerClient, output: &Ou
         }
         HostCommand::List => output.data(&client.hosts().await?, |list| render::hosts(list)),
         HostCommand::Show { host } => output.data(&client.host(&host).await?, render::host),
-        HostCommand::Set { host, live_limit, storage_limit, performance, memory_bandwidth, storage_bandwidth } => {
+        HostCommand::Set {
+            host,
+            live_limit,
+            storage_limit,
+            performance,
+            memory_bandwidth,
+            storage_bandwidth,
+            migration_network,
+            no_migration_network,
+        } => {
+            let networks = MigrationNetworks::try_from(migration_network);
+            let networks = networks.map_err(|error| Failure::Usage(error.to_string()))?;
             let body = SetHost {
                 live_limit,
                 storage_limit,
                 performance,
                 memory_bandwidth_bytes_per_s: memory_bandwidth.map(|mib| mib << 20),
                 storage_bandwidth_bytes_per_s: storage_bandwidth.map(|mib| mib << 20),
+                migration_networks: (no_migration_network || !networks.is_empty()).then_some(networks),
             };
             output.data(&client.set_host(&host, &body).await?, render::host);
         }

@@ -95,6 +95,7 @@ finding_ids! {
     HostHook = "host.hook": "The hook script that vetoes a second start is missing or not effective.",
     HostConfinement = "host.confinement": "What confines VMs on the host does not let them use the sockets of moves.",
     HostDamaged = "host.damaged-file": "A file of the host's agent was damaged, and is put aside: what it said is not known there any more.",
+    HostNetwork = "host.network": "No migration network connects the two hosts.",
     HostVersion = "host.version": "The host's agent speaks no protocol version that this server speaks.",
     ShareUnknown = "share.unknown": "No share of that name is in the inventory.",
     ShareTwice = "share.added-twice": "The share is already in the inventory.",

@@ -9,6 +9,7 @@ use crate::{
     id::{JobId, ShareId},
     location::Location,
     memory::Need,
+    network::MigrationNetworks,
     share::AttachedShare,
     share_source::ShareSource,
     vm::{VmFacts, VmFile},
@@ -46,6 +47,8 @@ pub struct Side<'a> {
     pub reachable: bool,
     /// Whether it is in maintenance: no VM is placed there.
     pub maintenance: bool,
+    /// Its migration networks.
+    pub networks: MigrationNetworks,
     /// The facts that its agent reported, if it ever did.
     pub facts: Option<&'a HostFacts>,
     /// Its VMs.

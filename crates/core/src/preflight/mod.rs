@@ -6,6 +6,7 @@
 mod facts;
 mod files;
 mod hosts;
+mod networks;
 mod resolve;
 mod shares;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use std::collections::BTreeSet;
 
 pub use facts::{LiveFacts, NamedShare, ShareIdentity, Side};
 pub use hosts::versions_differ;
+pub use networks::route_between;
 pub use resolve::{Placed, resolve_vm, runs_twice};
 pub use shares::{not_same, reaches, shares_of, soft_shares};
 pub use vm::{busy, busy_by};
@@ -62,6 +64,7 @@ fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
     for side in [&facts.source, &facts.destination] {
         findings.extend(hosts::state(side));
     }
+    findings.extend(networks::findings(facts));
     findings.extend(hosts::maintenance(&facts.destination));
     if facts.destination.reachable {
         findings.extend(hosts::room(facts));

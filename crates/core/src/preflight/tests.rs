@@ -10,6 +10,7 @@ use crate::{
     fixtures,
     host::HostFacts,
     id::{HostId, JobId, ShareId, VmId},
+    network::{HostAddress, MigrationNetworks},
     share::{AttachMode, AttachedShare, FileSystem},
     units::ByteCount,
     vm::{DiskFormat, FileRole, Stall, VmFacts, VmState},
@@ -35,6 +36,7 @@ struct Host {
     name: &'static str,
     reachable: bool,
     maintenance: bool,
+    networks: MigrationNetworks,
     facts: HostFacts,
     vms: Vec<VmFacts>,
     shares: Vec<AttachedShare>,
@@ -49,6 +51,7 @@ fn host(name: &'static str) -> Host {
         name,
         reachable: true,
         maintenance: false,
+        networks: MigrationNetworks::default(),
         facts: fixtures::host(name),
         vms: Vec::new(),
         shares: vec![attached()],
@@ -113,6 +116,7 @@ impl Host {
             name: self.name,
             reachable: self.reachable,
             maintenance: self.maintenance,
+            networks: self.networks,
             facts: Some(&self.facts),
             vms: &self.vms,
             shares: &self.shares,
@@ -533,4 +537,66 @@ fn blocking_findings_come_first() {
     fixture.destination.facts.memory_free = ByteCount(0);
     let severities: Vec<_> = fixture.findings().iter().map(|finding| finding.severity).collect();
     assert_eq!(severities, [Severity::Blocks, Severity::Warns]);
+}
+
+fn networks(texts: &[&str]) -> MigrationNetworks {
+    let all: Vec<_> = texts.iter().map(|text| text.parse().expect("a subnet")).collect();
+    all.try_into().expect("few")
+}
+
+fn addresses(texts: &[&str]) -> Option<Vec<HostAddress>> {
+    let one = |text: &&str| HostAddress {
+        interface: "eth0".into(),
+        address: text.parse().expect("an address"),
+        prefix_bits: 24,
+    };
+    Some(texts.iter().map(one).collect())
+}
+
+#[test]
+fn hosts_that_no_migration_network_connects_are_told_and_so_are_agents_that_know_none() {
+    let mut fixture = Fixture::new();
+    fixture.source.facts.addresses = addresses(&["10.77.0.1", "10.78.0.1"]);
+    fixture.destination.facts.addresses = addresses(&["10.77.0.2"]);
+    let route = |fixture: &Fixture| route_between(&fixture.source.side(), &fixture.destination.side());
+    assert_eq!((fixture.findings(), route(&fixture)), (Vec::new(), None), "without lists");
+    fixture.source.networks = networks(&["10.78.0.0/24", "10.77.0.0/24"]);
+    assert_eq!(fixture.findings(), []);
+    let found = route(&fixture).expect("a route");
+    assert_eq!(found.to_string(), "10.77.0.0/24 (10.77.0.1 → 10.77.0.2)");
+
+    for (of_source, of_destination) in
+        [(&["10.78.0.0/24"][..], &[][..]), (&[], &["10.78.0.0/24"]), (&["10.77.0.0/24"], &["10.78.0.0/24"])]
+    {
+        (fixture.source.networks, fixture.destination.networks) = (networks(of_source), networks(of_destination));
+        for how in [live, offline] {
+            let findings = fixture.judged(how);
+            assert_eq!(findings.len(), 1, "{findings:?}");
+            let (id, severity, object) = (findings[0].id, findings[0].severity, findings[0].object.as_str());
+            assert_eq!((id, severity, object), (FindingId::HostNetwork, Severity::Blocks, "kvm2"));
+            let (message, fix) = (findings[0].message.to_string(), findings[0].fix.to_string());
+            for word in ["kvm1", "kvm2", "10.77.0.1/24", "10.78.0.1/24", "10.77.0.2/24"] {
+                assert!(message.contains(word), "{word}: {message}");
+            }
+            assert!(of_source.iter().chain(of_destination).all(|network| message.contains(network)), "{message}");
+            assert!(fix.contains("ferry host set HOST --migration-network"), "{fix}");
+        }
+        assert_eq!(route(&fixture), None);
+    }
+
+    fixture.source.networks = networks(&["10.77.0.0/24"]);
+    fixture.destination.networks = networks(&[]);
+    for (old, host) in [(0, "kvm1"), (1, "kvm2")] {
+        let both = [&mut fixture.source, &mut fixture.destination];
+        let told = std::mem::take(&mut both[old].facts.addresses);
+        let findings = fixture.findings();
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert_eq!((findings[0].id, findings[0].object.as_str()), (FindingId::HostNetwork, host));
+        assert!(findings[0].message.to_string().contains("earlier version"), "{findings:?}");
+        assert!(findings[0].fix.to_string().contains(host), "{findings:?}");
+        assert_eq!(route(&fixture), None);
+        let both = [&mut fixture.source, &mut fixture.destination];
+        both[old].facts.addresses = told;
+    }
+    assert_eq!(fixture.findings(), []);
 }

@@ -45,6 +45,7 @@ use std::{
 
 use ferry_core::{
     id::VmId,
+    network::HostAddress,
     units::ByteCount,
     vm::{FileRole, Stall, VmFacts},
 };
@@ -97,6 +98,7 @@ impl FakeHypervisor {
             state: Mutex::new(State {
                 reachable: true,
                 facts,
+                addresses: Vec::new(),
                 vms: BTreeMap::new(),
                 edited: BTreeMap::new(),
                 volumes: BTreeMap::new(),
@@ -123,6 +125,11 @@ impl FakeHypervisor {
     /// Changes the host's description.
     pub fn set_host(&self, change: impl FnOnce(&mut HypervisorHost)) {
         change(&mut self.host.state().facts);
+    }
+
+    /// Sets the addresses of the host, which has none at first. All of 127.0.0.0/8 can be listened at in a test.
+    pub fn set_addresses(&self, addresses: Vec<HostAddress>) {
+        self.host.state().addresses = addresses;
     }
 
     /// Defines a guest without starting it. Its disks are created, empty, if they are files that do not exist.

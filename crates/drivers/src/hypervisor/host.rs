@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use ferry_core::units::ByteCount;
+use ferry_core::{network::HostAddress, units::ByteCount};
 
 use super::HypervisorError;
+use crate::addresses;
 
 /// Name of the socket in a session's folder that carries libvirt's RPC channel.
 pub const RPC_SOCKET: &str = "rpc.sock";
@@ -37,6 +38,12 @@ pub trait HostInfo: Send + Sync + 'static {
     /// # Errors
     /// [`HypervisorError::Unreachable`].
     fn host(&self) -> Result<HypervisorHost, HypervisorError>;
+
+    /// The addresses at which other hosts may reach the host, at most [`ADDRESSES_MAX`](ferry_core::network::ADDRESSES_MAX).
+    /// Several fake hosts share those of one kernel.
+    fn addresses(&self) -> Vec<HostAddress> {
+        addresses::of_this_host()
+    }
 
     /// The user and group ids of the VMs' processes. These processes must be able to bind and to connect sockets in a
     /// session's folder.

@@ -385,6 +385,7 @@ mod tests {
             next: Vec::new(),
             figures: None,
             transfer: None,
+            route: None,
             findings: Vec::new(),
             log: Vec::new(),
         }

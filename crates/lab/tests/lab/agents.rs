@@ -129,6 +129,7 @@ impl Bench {
                     persistent: true,
                     downtime_limit_ms: 300,
                     disks: Vec::new(),
+                    route: None,
                 },
             )
             .await
@@ -150,6 +151,7 @@ impl Bench {
                     on_stall: ferry_core::job::OnStall::default(),
                     disks: Vec::new(),
                     shares_proven: true,
+                    route: None,
                 },
             )
             .await

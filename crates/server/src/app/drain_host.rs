@@ -253,6 +253,7 @@ mod tests {
             why: String::new(),
             sentence: None,
             transfer: None,
+            route: None,
             findings: whats
                 .iter()
                 .map(|what| finding(what))

@@ -100,6 +100,7 @@ pub(super) fn new_move(
         shares: shares_that_stay(vm, &migrated),
         keep_source: how.keep_source,
         progress: Vec::new(),
+        route: None,
         migrated,
     };
     NewJob {

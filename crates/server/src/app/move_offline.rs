@@ -63,6 +63,7 @@ pub(super) async fn move_offline(
         keep_source: body.keep_source,
         autostart: vm.autostart,
         progress: Vec::new(),
+        route: None,
     };
     let job = NewJob {
         kind: JobKind::Offline,

@@ -1,5 +1,6 @@
-//! Sets how many moves a host may take part in at the same time, and how their bytes travel. Takes effect at once: waiting
-//! jobs may start; moves that were accepted keep what they got.
+//! Sets how many moves a host may take part in at the same time, and how and where their bytes travel. Takes effect at
+//! once: waiting jobs may start. Moves that were accepted keep the limits and the preset that they got; in which network
+//! their bytes travel is decided when they start.
 
 use std::sync::Arc;
 
@@ -48,7 +49,8 @@ pub(crate) async fn set_host(app: &Arc<App>, reference: &str, body: SetHost) -> 
             storage: rate("storage_bandwidth_bytes_per_s", body.storage_bandwidth_bytes_per_s, rates.storage)?,
         },
     };
-    let settings = HostSettings { limits, transfer, ..before };
+    let migration_networks = body.migration_networks.unwrap_or(before.migration_networks);
+    let settings = HostSettings { limits, transfer, migration_networks, ..before };
     app.store.put_host_settings(host.record.id, settings).await?;
     app.inventory.set(&host, settings);
     tracing::info!(
@@ -56,6 +58,7 @@ pub(crate) async fn set_host(app: &Arc<App>, reference: &str, body: SetHost) -> 
         live = limits.live,
         storage = limits.storage,
         performance = %transfer.preset,
+        networks = %migration_networks,
         "A host's limits were set"
     );
     app.jobs.admit();

@@ -100,6 +100,7 @@ fn view(host: &Host, stored: &Stored) -> HostView {
     HostView {
         limits: settings.limits,
         transfer: settings.transfer,
+        migration_networks: settings.migration_networks,
         maintenance: settings.maintenance,
         moves: stored.moves.iter().filter_map(on_host).collect(),
         storage_locations: stored.storage_locations(host, &seen),

@@ -101,7 +101,8 @@ fn named(location: &Location, shares: &[ShareRecord]) -> Part {
 
 fn audit_record(record: &JobRecord, job: JobView, ended_at_ms: u64, shares: &[ShareRecord]) -> AuditRecord {
     let changes = changes(&job, record, shares);
-    let preset = Plan::of(record).ok().and_then(|plan| plan.transfer()).map_or(Preset::Standard, |moved| moved.preset);
+    let plan = Plan::of(record).ok();
+    let preset = plan.as_ref().and_then(Plan::transfer).map_or(Preset::Standard, |moved| moved.preset);
     AuditRecord {
         job: job.id,
         parent: job.parent,
@@ -114,6 +115,7 @@ fn audit_record(record: &JobRecord, job: JobView, ended_at_ms: u64, shares: &[Sh
         source: job.source,
         destination: job.destination,
         preset: preset.name().to_owned(),
+        network: plan.and_then(|plan| plan.route()).map(|route| route.network),
         outcome: job.phase,
         attempts: job.attempt,
         wire: job.figures.map(|figures| figures.wire),
@@ -130,8 +132,9 @@ pub(crate) async fn one(app: &App, reference: &str) -> Result<JobView, Failure> 
 }
 
 async fn with_log(app: &App, record: &JobRecord, log: &[LogRow]) -> Result<JobView, Failure> {
-    let transfer = Plan::of(record).ok().and_then(|plan| plan.transfer());
-    Ok(JobView { log: lines(record, log), transfer, ..app.jobs.view_of(record, log).await? })
+    let plan = Plan::of(record).ok();
+    let (transfer, route) = (plan.as_ref().and_then(Plan::transfer), plan.as_ref().and_then(Plan::route));
+    Ok(JobView { log: lines(record, log), transfer, route, ..app.jobs.view_of(record, log).await? })
 }
 
 /// The current view of a job, after an action on it.

@@ -6,6 +6,7 @@ use ferry_core::{
     job::OnStall,
     memory::Need,
     migration::Contents,
+    network::Route,
     pin::Secret,
     transfer::Transfer,
 };
@@ -57,6 +58,9 @@ pub(crate) struct LivePlan {
     /// The progress of migrated disks according to the agents' last reports.
     #[serde(default)]
     pub(crate) progress: Vec<DiskProgress>,
+    /// Where its bytes travel, by the checks at the start of the attempt.
+    #[serde(default)]
+    pub(crate) route: Option<Route>,
 }
 
 impl Kept for LivePlan {}
@@ -78,6 +82,7 @@ impl LivePlan {
             secret: ferry_trust::random_secret(),
             generation: self.generation.next().max(Generation(now_ms)),
             progress: Vec::new(),
+            route: None,
             ..self.clone()
         }
     }

@@ -15,6 +15,7 @@ use ferry_core::{
     job::JobKind,
     memory::Need,
     migration::{Step, steps},
+    network::Route,
     transfer::Transfer,
 };
 use serde::{Deserialize, Serialize};
@@ -100,6 +101,15 @@ impl Plan {
         match self {
             Self::Live(plan) => Some(plan.transfer()),
             Self::Offline(_) | Self::Storage(_) => None,
+        }
+    }
+
+    /// Where the bytes of a move to another host travel, since its attempt has begun.
+    pub(crate) fn route(&self) -> Option<Route> {
+        match self {
+            Self::Live(plan) => plan.route,
+            Self::Offline(plan) => plan.route,
+            Self::Storage(_) => None,
         }
     }
 

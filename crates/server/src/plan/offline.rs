@@ -5,6 +5,7 @@ use ferry_core::{
     files::FileMove,
     id::{Generation, SessionId, ShareId},
     migration::Contents,
+    network::Route,
     pin::Secret,
 };
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ pub(crate) struct OfflinePlan {
     /// The progress of files according to the agents' last reports.
     #[serde(default)]
     pub(crate) progress: Vec<DiskProgress>,
+    /// Where its bytes travel, by the checks at the start of the attempt.
+    #[serde(default)]
+    pub(crate) route: Option<Route>,
 }
 
 impl Kept for OfflinePlan {}
@@ -47,6 +51,7 @@ impl OfflinePlan {
             secret: ferry_trust::random_secret(),
             generation: self.generation.next().max(Generation(now_ms)),
             progress: Vec::new(),
+            route: None,
             ..self.clone()
         }
     }

@@ -16,7 +16,8 @@ use ferry_core::{
     id::{HostId, JobId, ShareId, VmId},
     location::Location,
     memory::Need,
-    preflight::{Assessment, LiveFacts, NamedShare, ShareIdentity, assess, reaches, shares_of},
+    network::Route,
+    preflight::{Assessment, LiveFacts, NamedShare, ShareIdentity, assess, reaches, route_between, shares_of},
     units::ByteCount,
     vm::{FileRole, VmFacts, VmState},
 };
@@ -58,6 +59,8 @@ pub(crate) struct Checked {
     pub(crate) vm: Option<VmFacts>,
     /// The migrated disks.
     pub(crate) migrated: Vec<DiskMove>,
+    /// Where its bytes travel; `None`: the hosts have no migration networks, or a finding says why not.
+    pub(crate) route: Option<Route>,
 }
 
 /// Judges every host as the destination of a VM, from what is already known. Returns the migrated disks of each;
@@ -183,7 +186,8 @@ pub(crate) async fn judge(
     let Some(facts) = at_source.vm(vm) else {
         return not_there(vm, source, destination, at_source);
     };
-    let there = at_destination.side(destination);
+    // The settings of one moment, for the findings and the route alike.
+    let (here, there) = (at_source.side(source), at_destination.side(destination));
     let Planned { moves: migrated, findings: mut planned } = match migrated {
         MigratedDisks::Requested(requested) => {
             plan_live(facts, requested, destination.record.id, |place| reaches(&there, place))
@@ -211,8 +215,8 @@ pub(crate) async fn judge(
             Occasion::Request(busy) | Occasion::OneOfSeveral(busy) => busy,
             Occasion::JobStart => None,
         },
-        source: at_source.side(source),
-        destination: at_destination.side(destination),
+        source: here,
+        destination: there,
         shares: &asked.shares,
         share_identity: &identity,
         migrated_disks: &migrated,
@@ -234,8 +238,9 @@ pub(crate) async fn judge(
             Err(finding) => findings.extend(finding),
         }
     }
-    let candidate = candidate(destination, Assessment::new(assessed.kind, why, findings));
-    Checked { findings: candidate.findings.clone(), candidate, vm: Some(facts.clone()), migrated }
+    let route = route_between(&here, &there);
+    let candidate = Candidate { route, ..candidate(destination, Assessment::new(assessed.kind, why, findings)) };
+    Checked { findings: candidate.findings.clone(), candidate, vm: Some(facts.clone()), migrated, route }
 }
 
 /// The findings against a move that was planned a while ago, if the VM uses another file by now: the move would copy
@@ -284,5 +289,5 @@ pub(crate) async fn incoming_disks(
 fn not_there(vm: VmId, source: &Host, destination: &Host, at_source: &Seen) -> Checked {
     let finding = gone(vm, source, at_source);
     let candidate = candidate(destination, Assessment::new(None, Message::Empty, vec![finding.clone()]));
-    Checked { candidate, findings: vec![finding], vm: None, migrated: Vec::new() }
+    Checked { candidate, findings: vec![finding], vm: None, migrated: Vec::new(), route: None }
 }

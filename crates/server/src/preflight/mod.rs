@@ -52,6 +52,7 @@ fn candidate(host: &Host, assessed: Assessment) -> Candidate {
         sentence: Some(why),
         findings,
         transfer: None,
+        route: None,
     }
 }
 

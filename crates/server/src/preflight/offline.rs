@@ -15,7 +15,8 @@ use ferry_core::{
     finding::{Action, Finding, FindingId, Message, Severity, any_blocks},
     id::{JobId, VmId},
     job::MoveKind,
-    preflight::{Assessment, LiveFacts, ShareIdentity, offline, reaches, shares_of},
+    network::Route,
+    preflight::{Assessment, LiveFacts, ShareIdentity, offline, reaches, route_between, shares_of},
     units::ByteCount,
     vm::{DiskFormat, FileRole, VmFacts, VmState},
 };
@@ -44,6 +45,8 @@ pub(crate) struct Checked {
     pub(crate) sized: Sized,
     /// Everything that blocks the move or that its user should know.
     pub(crate) findings: Vec<Finding>,
+    /// Where its bytes travel; `None`: the hosts have no migration networks, or a finding says why not.
+    pub(crate) route: Option<Route>,
 }
 
 /// Files that move, as the source has them now.
@@ -70,7 +73,8 @@ impl Checked {
             let bytes = ByteCount(files.iter().map(|file| file.allocated.0).sum());
             Message::MovesShutOff { disks: files.iter().map(|file| &file.file.device).collect(), bytes }
         };
-        candidate(destination, Assessment::new(Some(MoveKind::Offline), why, self.findings))
+        let assessed = Assessment::new(Some(MoveKind::Offline), why, self.findings);
+        Candidate { route: self.route, ..candidate(destination, assessed) }
     }
 }
 
@@ -89,9 +93,10 @@ pub(crate) async fn check(
     let shares = shares?;
     let Some(facts) = at_source.vm(vm).cloned() else {
         let findings = vec![gone(vm, source, &at_source)];
-        return Ok(Checked { vm: None, sized: Sized::default(), findings });
+        return Ok(Checked { vm: None, sized: Sized::default(), findings, route: None });
     };
-    let there = at_destination.side(destination);
+    // The settings of one moment, for the findings and the route alike.
+    let (here, there) = (at_source.side(source), at_destination.side(destination));
     let Planned { moves: mut files, mut findings } = match what {
         MovedFiles::Requested(requested) => plan_offline(&facts, requested, |place| reaches(&there, place)),
         MovedFiles::Decided(files) => {
@@ -122,7 +127,7 @@ pub(crate) async fn check(
     findings.extend(offline(&LiveFacts {
         vm: &facts,
         busy: moving,
-        source: at_source.side(source),
+        source: here,
         destination: there,
         shares: &shares,
         share_identity: &identity,
@@ -146,7 +151,8 @@ pub(crate) async fn check(
         }
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-    Ok(Checked { vm: Some(facts), sized, findings })
+    let route = route_between(&here, &there);
+    Ok(Checked { vm: Some(facts), sized, findings, route })
 }
 
 /// A file in the form of a running VM's disk.

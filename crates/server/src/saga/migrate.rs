@@ -22,10 +22,10 @@ use futures_util::FutureExt as _;
 use super::{
     common,
     executor::{Entry, Saga, StepFailed},
-    participant::{LiveParticipant, Participant as _, failed, gone_or, is_unknown, messages},
+    participant::{LiveParticipant, Participant as _, failed, gone_or, is_unknown, messages, not_prepared},
     participants::Participants,
     perform,
-    site::{Check, Site},
+    site::{Check, Checked, Site},
     undo,
 };
 use crate::{clock::now_ms, failure::with_fix, jobs::running::Running, plan::live::LivePlan, store::JobRecord};
@@ -112,12 +112,18 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
 
     async fn preflight(&mut self) -> Result<(), StepFailed> {
         let (site, vm, hosts) = (&self.site, self.record.job.vm, [&self.source, &self.destination]);
-        let found = self.running.kept(|| site.check(self.record.id, vm, Check::Live(&self.plan), hosts)).await;
+        let checked = self.running.kept(|| site.check(self.record.id, vm, Check::Live(&self.plan), hosts)).await;
+        let Checked { findings: found, route } = checked;
         let findings = with_planned(&self.record.job.findings, &found);
         if findings != self.record.job.findings {
             self.running.kept(|| site.put_findings(self.record.id, &findings)).await;
         }
-        common::nothing_blocks(&found)
+        common::nothing_blocks(&found)?;
+        if route != self.plan.route {
+            self.plan.route = route;
+            self.keep().await;
+        }
+        Ok(())
     }
 
     async fn prepare_destination(&mut self) -> Result<(), StepFailed> {
@@ -144,6 +150,7 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
             persistent: self.plan.persistent,
             downtime_limit_ms: self.plan.downtime_limit_ms,
             disks,
+            route: self.plan.route,
         };
         let ready = self.destination.prepare_destination(self.attempt(), &body).await;
         self.ready = Some(ready.map_err(|error| failed(&self.destination, &error))?);
@@ -171,9 +178,11 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
             disks: self.plan.migrated.clone(),
             // Preflight of this attempt has proven them: it refuses a move whose shares it cannot prove.
             shares_proven: true,
+            route: self.plan.route,
         };
         let autostart = self.source.prepare_source(self.attempt(), &body).await;
-        let autostart = autostart.map_err(|error| failed(&self.source, &error))?;
+        let autostart =
+            autostart.map_err(|error| not_prepared((&self.source, &self.destination), self.plan.route, &error))?;
         if autostart != self.plan.autostart {
             self.plan.autostart = autostart;
             self.keep().await;

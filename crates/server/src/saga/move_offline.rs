@@ -21,8 +21,10 @@ use super::{
     common,
     executor::{Entry, Saga, StepFailed},
     follow::{ASK_AGAIN, OnCancel, follow},
-    participant::{OfflineParticipant, Participant as _, ended_by, failed, gone_or, is_unknown, messages, take_back},
-    site::{Check, Site},
+    participant::{
+        OfflineParticipant, Participant as _, ended_by, failed, gone_or, is_unknown, messages, not_prepared, take_back,
+    },
+    site::{Check, Checked, Site},
 };
 use crate::{
     clock::now_ms,
@@ -98,8 +100,14 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
 
     async fn preflight(&mut self) -> Result<(), StepFailed> {
         let (site, vm, hosts) = (&self.site, self.record.job.vm, [&self.source, &self.destination]);
-        let found = self.running.kept(|| site.check(self.record.id, vm, Check::Offline(&self.plan), hosts)).await;
-        common::nothing_blocks(&found)
+        let checked = self.running.kept(|| site.check(self.record.id, vm, Check::Offline(&self.plan), hosts)).await;
+        let Checked { findings, route } = checked;
+        common::nothing_blocks(&findings)?;
+        if route != self.plan.route {
+            self.plan.route = route;
+            common::keep_plan(&self.site, &self.running, &self.record, &self.plan).await;
+        }
+        Ok(())
     }
 
     async fn files(&self) -> Result<Sized, StepFailed> {
@@ -117,6 +125,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
             shares: self.plan.shares.clone(),
             files,
             absent,
+            route: self.plan.route,
         };
         let ready = self.destination.prepare_destination(self.attempt(), &body).await;
         self.ready = Some(ready.map_err(|error| failed(&self.destination, &error))?);
@@ -137,9 +146,12 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
             vm: self.record.job.vm,
             files,
             absent,
+            route: self.plan.route,
         };
         let report = self.source.prepare_source(self.attempt(), &body).await;
-        self.take(&report.map_err(|error| failed(&self.source, &error))?);
+        let report =
+            report.map_err(|error| not_prepared((&self.source, &self.destination), self.plan.route, &error))?;
+        self.take(&report);
         Ok(())
     }
 

@@ -79,7 +79,8 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
 
     async fn preflight(&mut self) -> Result<(), StepFailed> {
         let (site, vm, hosts) = (&self.site, self.record.job.vm, [&self.host, &self.host]);
-        let blocks = self.running.kept(|| site.check(self.record.id, vm, Check::Storage(&self.plan), hosts)).await;
+        let checked = self.running.kept(|| site.check(self.record.id, vm, Check::Storage(&self.plan), hosts)).await;
+        let blocks = checked.findings;
         if !blocks.is_empty() {
             self.found(&blocks).await;
             return Err(messages(&blocks));

@@ -12,9 +12,10 @@ use ferry_core::{
         PrepareStorage, ReceiveOffline, Report, SendOffline,
     },
     files::{DiskMove, FileMove},
-    finding::{Finding, Messages},
+    finding::{Command, Finding, FindingId, Message, Messages},
     id::VmId,
     job_text::JobText,
+    network::Route,
     pin::Pin,
     vm::VmState,
 };
@@ -100,6 +101,35 @@ pub(crate) trait OfflineParticipant: Participant {
 /// The failure of a step that a host refused or did not answer.
 pub(super) fn failed(host: &impl Participant, error: &ClientError) -> StepFailed {
     StepFailed(describe(host.name(), error))
+}
+
+/// The failure of a source that could not be prepared. One that did not reach the destination in their migration network
+/// is told by the names of both.
+pub(super) fn not_prepared<P: Participant>(
+    (source, destination): (&P, &P),
+    route: Option<Route>,
+    error: &ClientError,
+) -> StepFailed {
+    let findings = error.problem().map(|problem| problem.findings.as_slice()).unwrap_or_default();
+    let silent = findings.iter().find(|finding| finding.id == FindingId::HostNetwork).map(|finding| {
+        if let Message::NetworkSilent { reason, .. } = &finding.message {
+            reason.clone()
+        } else {
+            finding.message.to_string()
+        }
+    });
+    let (Some(route), Some(reason)) = (route, silent) else { return failed(source, error) };
+    let (here, there) = (route.source.to_string(), route.destination.to_string());
+    let found = Message::NetworkSilentBetween {
+        source: source.name().to_owned(),
+        destination: destination.name().to_owned(),
+        network: route.network.to_string(),
+        here: here.clone(),
+        there: there.clone(),
+        reason,
+    };
+    let fix = Command::CheckNetwork { source: source.name().to_owned(), here, there };
+    StepFailed(JobText::FoundWithFix { found: found.into(), fix: Box::new(fix.into()) })
 }
 
 /// The failure of a step because of findings.

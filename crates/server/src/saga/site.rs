@@ -10,6 +10,7 @@ use ferry_core::{
     job::Figures,
     job_text::JobText,
     migration::LogEvent,
+    network::Route,
     vm::{VmFacts, VmState},
 };
 use futures_util::future::join_all;
@@ -44,6 +45,14 @@ pub(crate) enum Check<'a> {
     Storage(&'a StoragePlan),
 }
 
+/// What a check finds.
+#[derive(Default)]
+pub(crate) struct Checked {
+    pub(crate) findings: Vec<Finding>,
+    /// Where the bytes of a move to another host travel; `None`: its hosts have no migration networks.
+    pub(crate) route: Option<Route>,
+}
+
 /// What a saga needs from its own server.
 pub(crate) trait Site: Log + Send + 'static {
     /// Hosts as sagas see them.
@@ -64,14 +73,14 @@ pub(crate) trait Site: Log + Send + 'static {
     /// Adds notes for people to a job's log.
     fn note(&self, job: JobId, notes: &[JobText]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// The findings about the job now.
+    /// What is found about the job now.
     fn check(
         &self,
         job: JobId,
         vm: VmId,
         what: Check<'_>,
         hosts: [&Self::Host; 2],
-    ) -> impl Future<Output = Result<Vec<Finding>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Checked, StoreError>> + Send;
     /// Makes every host except these refresh its observation, and returns the state of a VM on each.
     fn ask_others(&self, vm: VmId, but: [&Self::Host; 2]) -> impl Future<Output = Vec<OtherAnswer>> + Send;
     /// The name of another host that has the VM, according to its last report.
@@ -147,7 +156,7 @@ impl Site for Context {
         vm: VmId,
         what: Check<'_>,
         [source, destination]: [&Agent; 2],
-    ) -> Result<Vec<Finding>, StoreError> {
+    ) -> Result<Checked, StoreError> {
         let (preflight, source, destination) = (&*self.preflight, &source.host, &destination.host);
         match what {
             Check::Live(plan) => {
@@ -155,15 +164,20 @@ impl Site for Context {
                 let promised = self.running.promised_before(job, destination.record.id);
                 let memory = live::Memory { promised: &promised, overcommit: plan.overcommit };
                 let migrated = MigratedDisks::Decided(&plan.migrated);
-                Ok(live::judge(preflight, vm, &asked, memory, migrated, Occasion::JobStart).await.findings)
+                let live::Checked { findings, route, .. } =
+                    live::judge(preflight, vm, &asked, memory, migrated, Occasion::JobStart).await;
+                Ok(Checked { findings, route })
             }
             Check::Offline(plan) => {
                 let what = MovedFiles::Decided(&plan.files);
-                Ok(offline::check(preflight, vm, source, destination, what, None).await?.findings)
+                let offline::Checked { findings, route, .. } =
+                    offline::check(preflight, vm, source, destination, what, None).await?;
+                Ok(Checked { findings, route })
             }
             Check::Storage(plan) => {
                 self.inventory().refresh(source).await;
-                Ok(blocks_now(self.inventory(), source, &plan.request))
+                let findings = blocks_now(self.inventory(), source, &plan.request);
+                Ok(Checked { findings, route: None })
             }
         }
     }

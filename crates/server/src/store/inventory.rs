@@ -3,6 +3,7 @@
 use ferry_core::{
     admission::Limits,
     id::{HostId, ShareId},
+    network::MigrationNetworks,
     pin::Pin,
     share_source::ShareSource,
     transfer::{HostTransfer, RateLimits},
@@ -40,6 +41,8 @@ pub struct HostSettings {
     pub maintenance: bool,
     /// How the bytes of its moves travel.
     pub transfer: HostTransfer,
+    /// The networks in which its moves travel.
+    pub migration_networks: MigrationNetworks,
 }
 
 /// A share that an administrator added. The agents report where it is attached.
@@ -82,6 +85,7 @@ impl Store {
                                 storage: rate(row, "storage_rate_limit")?,
                             },
                         },
+                        migration_networks: parsed(row, "migration_networks")?,
                     },
                 })
             })
@@ -115,11 +119,11 @@ impl Store {
     /// Those of the database.
     pub async fn put_host_settings(&self, host: HostId, settings: HostSettings) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        let HostSettings { limits, maintenance, transfer } = settings;
+        let HostSettings { limits, maintenance, transfer, migration_networks } = settings;
         let rate = |limit: Option<ByteCount>| limit.map(|limit| limit.0.cast_signed());
         sqlx::query(
             "UPDATE host SET live_limit = $2, storage_limit = $3, maintenance = $4, performance = $5,
-             memory_rate_limit = $6, storage_rate_limit = $7 WHERE id = $1",
+             memory_rate_limit = $6, storage_rate_limit = $7, migration_networks = $8 WHERE id = $1",
         )
         .bind(host.to_string())
         .bind(i64::from(limits.live))
@@ -128,6 +132,7 @@ impl Store {
         .bind(transfer.preset.name())
         .bind(rate(transfer.limits.memory))
         .bind(rate(transfer.limits.storage))
+        .bind(migration_networks.to_string())
         .execute(&mut *transaction)
         .await?;
         Ok(transaction.commit().await?)

@@ -1,7 +1,12 @@
 //! The database's tables, as steps from one schema version to the next. The SQL also works with PostgreSQL.
 
 /// `MIGRATIONS[n]` leads from schema version n to n + 1.
-pub(super) const MIGRATIONS: &[&[&str]] = &[FIRST, JOBS_IN_A_QUEUE, STORAGE_LOCATIONS, TRANSFER];
+pub(super) const MIGRATIONS: &[&[&str]] = &[FIRST, JOBS_IN_A_QUEUE, STORAGE_LOCATIONS, TRANSFER, MIGRATION_NETWORKS];
+
+const MIGRATION_NETWORKS: &[&str] = &[
+    // Subnets in order of preference, with a comma between two.
+    "ALTER TABLE host ADD COLUMN migration_networks TEXT NOT NULL DEFAULT ''",
+];
 
 const TRANSFER: &[&str] = &[
     "ALTER TABLE host ADD COLUMN performance TEXT NOT NULL DEFAULT 'compression'",

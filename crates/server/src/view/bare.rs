@@ -34,6 +34,7 @@ pub(super) fn bare(record: &JobRecord, phase: Phase, sentences: Vec<JobText>) ->
         next: Vec::new(),
         figures: None,
         transfer: None,
+        route: None,
         findings: job.findings.clone(),
         log: Vec::new(),
     }

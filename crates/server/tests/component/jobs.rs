@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Starts a move and holds it while its memory is being sent.
-async fn held_move(lab: &Lab, from: &Host, vm: &str, to: &str) -> (JobView, Arc<Hold>) {
+pub async fn held_move(lab: &Lab, from: &Host, vm: &str, to: &str) -> (JobView, Arc<Hold>) {
     let hold = Arc::new(from.hypervisor.faults().hold(Point::Pass(2)));
     let job = lab.migrate(vm, to).await.expect("accepted");
     reached(&hold).await;

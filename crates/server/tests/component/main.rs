@@ -6,6 +6,7 @@ mod bad_input;
 mod jobs;
 mod metrics;
 mod moves;
+mod networks;
 mod offline;
 mod places;
 mod rules;

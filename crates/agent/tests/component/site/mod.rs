@@ -29,6 +29,7 @@ use ferry_core::{
     job::OnStall,
     location::Location,
     migration::{Presence, Verdict, verdict},
+    network::Route,
     pin::{EnrolmentToken, Secret},
     transfer::Preset,
     unc::UncPath,
@@ -281,6 +282,7 @@ impl Site {
             persistent: true,
             downtime_limit_ms: 300,
             disks: job.disks.clone(),
+            route: job.route,
         }
     }
 
@@ -303,6 +305,7 @@ impl Site {
             on_stall: job.on_stall,
             disks: job.migrated.clone(),
             shares_proven: true,
+            route: job.route,
         }
     }
 
@@ -432,6 +435,7 @@ pub struct Job {
     /// As the source is told of them.
     pub migrated: Vec<DiskMove>,
     pub downtime_limit_ms: u32,
+    pub route: Option<Route>,
 }
 
 impl Job {
@@ -449,6 +453,7 @@ impl Job {
             disks: Vec::new(),
             migrated: Vec::new(),
             downtime_limit_ms: 300,
+            route: None,
         }
     }
 }

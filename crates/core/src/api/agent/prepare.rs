@@ -9,6 +9,7 @@ use crate::{
     id::{SessionId, ShareId, VmId},
     job::OnStall,
     location::Location,
+    network::Route,
     pin::{Pin, Secret},
     transfer::Preset,
     units::ByteCount,
@@ -37,6 +38,10 @@ pub struct PrepareDestination {
     /// Migrated disks: their new files are created here. Absent from servers of an earlier version.
     #[serde(default)]
     pub disks: Vec<IncomingDisk>,
+    /// Where the bytes travel; `None`: the destination listens at the address of its agent's configuration. Sent only to
+    /// agents that report their addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<Route>,
 }
 
 /// A disk that comes from another host.
@@ -127,6 +132,10 @@ pub struct PrepareSource {
     /// Absent from servers of an earlier version.
     #[serde(default)]
     pub shares_proven: bool,
+    /// Where the bytes travel; `None`: the destination listens at the address of its agent's configuration. Sent only to
+    /// agents that report their addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<Route>,
 }
 
 fn standard() -> Preset {
@@ -202,6 +211,10 @@ pub struct ReceiveOffline {
     /// start.
     #[serde(default)]
     pub absent: Vec<FileMove>,
+    /// Where the bytes travel; `None`: the destination listens at the address of its agent's configuration. Sent only to
+    /// agents that report their addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<Route>,
 }
 
 /// The answer of a prepared destination, for the source.
@@ -239,4 +252,8 @@ pub struct SendOffline {
     /// Files that the definition names and that do not exist yet.
     #[serde(default)]
     pub absent: Vec<FileMove>,
+    /// Where the bytes travel; `None`: the destination listens at the address of its agent's configuration. Sent only to
+    /// agents that report their addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<Route>,
 }

@@ -9,6 +9,7 @@ use crate::{
     id::{HostId, JobId, VmId},
     location::Location,
     migration::Phase,
+    network::MigrationNetworks,
     pin::Pin,
     place::{DirectoryListing, OfferedPlace},
     share::AttachedShare,
@@ -57,6 +58,10 @@ pub struct HostView {
     /// How the bytes of its moves travel. A server of an earlier version omits the field.
     #[serde(default)]
     pub transfer: HostTransfer,
+    /// The subnets in which its moves travel, in order of preference; empty: its agent's configuration says where. A
+    /// server of an earlier version omits the field.
+    #[serde(default)]
+    pub migration_networks: MigrationNetworks,
     /// Whether it is in maintenance: no VM is placed there.
     pub maintenance: bool,
     /// Moves in progress, incoming and outgoing, and those that wait.
@@ -162,6 +167,10 @@ pub struct SetHost {
     /// The same for the disks of a move, all together.
     #[serde(default)]
     pub storage_bandwidth_bytes_per_s: Option<u64>,
+    /// The subnets in which its moves travel, in order of preference, at most 8; empty: its agent's configuration says
+    /// where. Moves use no other network than the first in which both hosts have an address.
+    #[serde(default)]
+    pub migration_networks: Option<MigrationNetworks>,
 }
 
 /// Moves every running VM off a host and puts it into maintenance.

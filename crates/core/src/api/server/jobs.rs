@@ -10,6 +10,7 @@ use crate::{
     job::{Figures, JobKind, Progress},
     job_text::JobText,
     migration::{JobAction, Phase, Step},
+    network::{Route, Subnet},
     transfer::Transfer,
     units::ByteCount,
 };
@@ -93,6 +94,9 @@ pub struct AuditRecord {
     pub destination: String,
     /// How bytes travelled: `standard` means unchanged, over TCP; `compression` means compressed where that paid.
     pub preset: String,
+    /// The migration network in which they travelled; `None`: its hosts had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Subnet>,
     /// How it ended.
     pub outcome: Phase,
     /// The number of attempts that began.
@@ -202,6 +206,10 @@ pub struct JobView {
     /// How its bytes travel; only in the view of a single job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<Transfer>,
+    /// Where its bytes travel, since its newest attempt has begun; `None`: its hosts have no migration networks. Only in
+    /// the view of a single job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<Route>,
     /// The findings of preflight.
     pub findings: Vec<Finding>,
     /// Its log, oldest first; up to 1,000 lines. Empty in lists and events.

@@ -7,6 +7,7 @@ use crate::{
     finding::{Finding, Message},
     id::JobId,
     job::{MoveKind, OnStall},
+    network::Route,
     transfer::{Preset, Transfer},
     units::ByteCount,
     vm::{DiskFormat, VmFacts},
@@ -44,6 +45,9 @@ pub struct Candidate {
     /// How its bytes would travel; only where a single move was judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<Transfer>,
+    /// Where its bytes would travel; `None`: the hosts have no migration networks, or none that connects them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<Route>,
 }
 
 /// Moves a VM.

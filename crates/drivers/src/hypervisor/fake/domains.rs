@@ -10,6 +10,7 @@ use ferry_core::{
     api::agent::Role,
     id::VmId,
     migration::Presence,
+    network::HostAddress,
     vm::{VmFacts, VmFile},
 };
 
@@ -32,6 +33,10 @@ use crate::hypervisor::{
 impl HostInfo for FakeHypervisor {
     fn host(&self) -> Result<HypervisorHost, HypervisorError> {
         Ok(self.host.call(Point::Host, || "Could not read the host".to_owned())?.facts.clone())
+    }
+
+    fn addresses(&self) -> Vec<HostAddress> {
+        self.host.state().addresses.clone()
     }
 
     fn process_owner(&self) -> Result<(u32, u32), HypervisorError> {

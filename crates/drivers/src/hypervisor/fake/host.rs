@@ -10,6 +10,7 @@ use std::{
 
 use ferry_core::{
     id::VmId,
+    network::HostAddress,
     units::ByteCount,
     vm::{NotAFile, VmFacts, VmState},
 };
@@ -47,6 +48,7 @@ pub(super) struct Host {
 pub(super) struct State {
     pub(super) reachable: bool,
     pub(super) facts: HypervisorHost,
+    pub(super) addresses: Vec<HostAddress>,
     pub(super) vms: BTreeMap<VmId, Vm>,
     /// Definitions that were edited while their VMs run.
     pub(super) edited: BTreeMap<VmId, VmFacts<PathBuf>>,

@@ -42,6 +42,7 @@ fn live_plan(migrated: Vec<DiskMove>, autostart: bool) -> LivePlan {
         migrated,
         keep_source: false,
         progress: Vec::new(),
+        route: None,
     }
 }
 
@@ -57,6 +58,7 @@ fn offline_plan(autostart: bool) -> OfflinePlan {
         keep_source: false,
         autostart,
         progress: Vec::new(),
+        route: None,
     }
 }
 

@@ -16,7 +16,7 @@ use ferry_core::{
 use super::{
     super::{
         executor::{Log, RetryPolicy, Saga, drive},
-        site::{Check, OtherAnswer, Site},
+        site::{Check, Checked, OtherAnswer, Site},
     },
     host::Host,
     world::{Model, ServerRun, Shared, lock, server_goes_on},
@@ -77,9 +77,9 @@ impl<M: Model> Site for ModelSite<M> {
         Ok(())
     }
 
-    async fn check(&self, _: JobId, _: VmId, _: Check<'_>, _: [&Host<M>; 2]) -> Result<Vec<Finding>, StoreError> {
+    async fn check(&self, _: JobId, _: VmId, _: Check<'_>, _: [&Host<M>; 2]) -> Result<Checked, StoreError> {
         server_goes_on(&self.0).await;
-        Ok(Vec::new())
+        Ok(Checked::default())
     }
 
     async fn ask_others(&self, _: VmId, _: [&Host<M>; 2]) -> Vec<OtherAnswer> {

@@ -61,7 +61,7 @@ impl Destination {
         let Task::Destination { request: task, roots, incoming_disks } = &journal.task else {
             return Err(AgentError::failed("The journal is not one of a destination"));
         };
-        let acceptor = peers::listen(config, task.source_pin, task.session, task.secret).await?;
+        let acceptor = peers::listen(config, task.source_pin, task.session, task.secret, task.route).await?;
         let address = acceptor.address().to_string();
         let shared = Arc::new(Shared {
             policy: GatePolicy {

@@ -86,10 +86,9 @@ impl Source {
         };
         let socket_dir = &journal.socket_dir;
         let address = &task.destination.carrier;
-        let dialer = peers::dialer(config, address, task.destination_pin, task.session, task.secret)?;
-        let stream = dialer.open(Channel::Control).await.map_err(|error| {
-            AgentError::because(format!("Could not reach the destination's carrier at {address}"), error)
-        })?;
+        let dialer = peers::dialer(config, address, task.destination_pin, task.session, task.secret, task.route)?;
+        let opened = dialer.open(Channel::Control).await;
+        let stream = opened.map_err(|error| peers::not_reached(address, task.route, error))?;
         let control = Control::start(stream);
         let sender = control.sender();
         let (stopped, vm) = (sender.clone(), task.vm);

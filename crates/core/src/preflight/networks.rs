@@ -1,0 +1,70 @@
+//! Whether a migration network connects the two hosts of a move.
+
+use super::facts::{LiveFacts, Side};
+use crate::{
+    finding::{Action, ByHand, Finding, FindingId, Message},
+    network::{End, HostAddress, NoRoute, Route, route},
+    text::List,
+};
+
+/// The route of a move between these hosts; `None` if they have no migration networks, or if [`super::live`] and
+/// [`super::offline`] say why there is none.
+pub fn route_between(source: &Side<'_>, destination: &Side<'_>) -> Option<Route> {
+    let found = route(end(source, addresses(source)?), end(destination, addresses(destination)?));
+    found.unwrap_or_default()
+}
+
+/// The findings about the migration networks of both hosts.
+pub(super) fn findings(facts: &LiveFacts<'_>) -> Vec<Finding> {
+    let (source, destination) = (&facts.source, &facts.destination);
+    if source.networks.is_empty() && destination.networks.is_empty() {
+        return Vec::new();
+    }
+    let mut findings: Vec<Finding> = [source, destination].into_iter().filter_map(too_old).collect();
+    if let (Some(here), Some(there)) = (addresses(source), addresses(destination))
+        && route(end(source, here), end(destination, there)) == Err(NoRoute)
+    {
+        findings.push(not_connected((source, here), (destination, there)));
+    }
+    findings
+}
+
+/// An agent that reports no addresses would use another network.
+fn too_old(side: &Side<'_>) -> Option<Finding> {
+    let is_old = side.facts.is_some_and(|facts| facts.addresses.is_none());
+    is_old.then(|| {
+        let host = side.name.to_owned();
+        let message = Message::HostIsOldForNetworks { host: host.clone() };
+        Finding::blocks(FindingId::HostNetwork, side.name, message, ByHand::UpgradeAgent { host })
+    })
+}
+
+fn not_connected(
+    (source, here): (&Side<'_>, &[HostAddress]),
+    (destination, there): (&Side<'_>, &[HostAddress]),
+) -> Finding {
+    let networks = |side: &Side<'_>| side.networks.iter().collect::<List>();
+    let message = Message::NoMigrationNetwork {
+        source: source.name.to_owned(),
+        source_addresses: here.iter().collect(),
+        source_networks: networks(source),
+        destination: destination.name.to_owned(),
+        destination_addresses: there.iter().collect(),
+        destination_networks: networks(destination),
+    };
+    let (source, destination) = (source.name.to_owned(), destination.name.to_owned());
+    Finding::blocks(
+        FindingId::HostNetwork,
+        &destination,
+        message,
+        Action::SetMigrationNetworks { source, destination: destination.clone() },
+    )
+}
+
+fn addresses<'a>(side: &Side<'a>) -> Option<&'a [HostAddress]> {
+    side.facts?.addresses.as_deref()
+}
+
+fn end<'a>(side: &Side<'_>, addresses: &'a [HostAddress]) -> End<'a> {
+    End { networks: side.networks, addresses }
+}
