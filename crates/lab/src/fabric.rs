@@ -11,6 +11,10 @@ use crate::{
 
 /// The lab's network; it exists only in the lab's namespaces.
 pub const NETWORK: &str = "10.77.0";
+/// The lab's second network, which only hosts are in that [`Host::join_second`](crate::host::Host::join_second) it.
+pub const SECOND_NETWORK: &str = "10.78.0";
+/// The second network's bridge.
+pub(crate) const SECOND_BRIDGE: &str = "br1";
 /// The fabric's address: of the file server and Ferry's server.
 pub const FABRIC_IP: &str = "10.77.0.254";
 
@@ -42,7 +46,9 @@ impl Fabric {
         ip(&["link", "set", "lo", "up"])?;
         ip(&["link", "add", "br0", "address", "02:77:00:00:00:fe", "type", "bridge", "forward_delay", "0"])?;
         ip(&["addr", "add", &format!("{FABRIC_IP}/24"), "dev", "br0"])?;
-        ip(&["link", "set", "br0", "up"])
+        ip(&["link", "set", "br0", "up"])?;
+        ip(&["link", "add", SECOND_BRIDGE, "address", "02:78:00:00:00:fe", "type", "bridge", "forward_delay", "0"])?;
+        ip(&["link", "set", SECOND_BRIDGE, "up"])
     }
 
     /// The fabric's network namespace.

@@ -12,7 +12,7 @@ use nix::sys::wait::{WaitStatus, wait};
 use uuid::Uuid;
 
 use crate::{
-    fabric::{FABRIC_IP, Fabric, NETWORK},
+    fabric::{FABRIC_IP, Fabric, NETWORK, SECOND_BRIDGE, SECOND_NETWORK},
     local,
     run::{DEADLINE, ProgramOutput, checked, run, run_within, wait_for},
 };
@@ -235,6 +235,31 @@ impl Host {
             ])?;
         }
         Ok(())
+    }
+
+    /// Connects the host to the lab's second network by its interface `eth1`, and returns its address there.
+    ///
+    /// # Errors
+    /// The kernel does not accept it.
+    pub fn join_second(&self, fabric: &Fabric) -> anyhow::Result<String> {
+        let (bridge, port) = (fabric.namespace(), format!("{}s", self.port));
+        let peer = ["type", "veth", "peer", "name", "eth1", "netns", &self.namespace];
+        run("ip", &[&["-n", &bridge, "link", "add", &port][..], &peer].concat())?;
+        run("ip", &["-n", &bridge, "link", "set", &port, "master", SECOND_BRIDGE, "up"])?;
+        let ip = self.ip.replacen(NETWORK, SECOND_NETWORK, 1);
+        run("ip", &["-n", &self.namespace, "addr", "add", &format!("{ip}/24"), "dev", "eth1"])?;
+        run("ip", &["-n", &self.namespace, "link", "set", "eth1", "up"])?;
+        Ok(ip)
+    }
+
+    /// Bytes that an interface of the host has sent since it was created.
+    ///
+    /// # Errors
+    /// It has no such interface.
+    pub fn sent_bytes(&self, interface: &str) -> anyhow::Result<u64> {
+        let statistics = self.run(&["ip", "-s", "-j", "link", "show", "dev", interface])?;
+        let statistics: serde_json::Value = serde_json::from_str(&statistics)?;
+        statistics[0]["stats64"]["tx"]["bytes"].as_u64().context("It is not counted")
     }
 
     /// Disconnects the host from the network, or reconnects it.

@@ -11,6 +11,7 @@ mod hosts;
 mod jobs;
 mod libvirt;
 mod moves;
+mod networks;
 mod offline;
 mod promises;
 mod storage;
