@@ -59,8 +59,9 @@ async fn follow_to_end(
         each(&view);
         if view.phase.ended() || view.phase == Phase::Stuck {
             shown.end();
-            // Events come without the log.
-            return Ok(JobView { log: client.job(job).await?.log, ..view });
+            // Events come without the log, and without how and where bytes travel.
+            let JobView { log, transfer, route, .. } = client.job(job).await?;
+            return Ok(JobView { log, transfer, route, ..view });
         }
         view = match tokio::time::timeout(NEWS_WAIT, next_of(&mut events, job)).await {
             Ok(Ok(Some(news))) => news,
