@@ -57,7 +57,7 @@ fn a_move_travels_in_its_migration_network_and_in_no_other() {
     }
     assert!(refused.kind.is_none() && refused.route.is_none(), "{refused:#?}");
     let output = ferry.ferry(&["--json", "vm", "migrate", "ticker", "--to", "kvm2", "--wait"]).expect("run");
-    let problem: Problem = serde_json::from_str(&output.out).expect("a problem");
+    let problem: Problem = serde_json::from_str(output.out.lines().last().unwrap_or_default()).expect("a problem");
     assert!(!output.ok() && problem.findings.iter().any(|finding| finding.id == FindingId::HostNetwork), "{problem:?}");
     observer.wait_on("ticker", "kvm1", SOON).expect("it runs on");
 
