@@ -228,9 +228,10 @@ fn errors_are_logged_with_their_causes() {
 }
 
 /// Files whose tests may sleep, each with the reason.
-const NAPS: [(&str, &str); 3] = [
+const NAPS: [(&str, &str); 4] = [
     ("crates/server/tests/component/support.rs", "looks again and again for a condition, up to a deadline"),
     ("crates/wire/tests/component/link/mod.rs", "is a link with a latency and a rate"),
+    ("crates/wire/tests/component/spool.rs", "is about time, which is a model's there"),
     ("crates/server/src/jobs", "is about time, which is a model's there"),
 ];
 

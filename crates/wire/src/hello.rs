@@ -54,7 +54,7 @@ pub enum Channel {
 impl Channel {
     /// Whether it is a stream ([`crate::channel`]), for which terms can be agreed. Any other channel is one pipe, and its
     /// bytes are not coded.
-    fn is_stream(self) -> bool {
+    pub(crate) fn is_stream(self) -> bool {
         match self {
             Self::Memory(_) | Self::Disk(_) => true,
             Self::Control | Self::Rpc | Self::Partial(_) | Self::Definition | Self::File(_) => false,

@@ -6,7 +6,7 @@
 //! A *session* belongs to one migration attempt. A *channel* is one local connection and has its own pipes to the other
 //! carrier, its lanes, which provide priorities, half-close and back-pressure; one more pipe carries [`control`] messages. Each
 //! channel carries both directions: an end has one sender and one receiver, written as mirror files. Only [`transport`]
-//! knows what pipes consist of: TLS 1.3 over TCP.
+//! knows what pipes consist of: TLS 1.3 over TCP, or files on a share.
 //!
 //! The plain stream that leaves a receiver is byte-identical to what entered the sender; this is checked per frame, and
 //! over the whole channel when it ends. [`window`] bounds the bytes accepted and not yet delivered by one channel,

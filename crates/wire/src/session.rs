@@ -17,6 +17,7 @@ use rustls::{ClientConfig, ServerConfig};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{Semaphore, mpsc},
+    task::JoinSet,
 };
 use tracing::{Instrument as _, warn};
 
@@ -26,6 +27,7 @@ use crate::{
     hello::{Abilities, Agreed, Channel, Hello, HelloError, Terms, answer, common_version, introduce, listen},
     transport::{
         Listener, Opening, Pipe, Transport,
+        spool::SpoolAcceptor,
         tcp::{TcpAcceptor, TcpDialer},
     },
     window::window_bytes_max,
@@ -89,7 +91,9 @@ pub struct SessionKey {
 /// The source's end: opens connections to the destination's carrier.
 #[derive(Clone)]
 pub struct Dialer {
-    transport: Arc<dyn Transport>,
+    direct: Arc<dyn Transport>,
+    /// For streams, if they go another way.
+    bulk: Option<Arc<dyn Transport>>,
     key: SessionKey,
     /// The version that the destination speaks, and its abilities, once it has answered.
     peer: Arc<OnceLock<(u16, Abilities)>>,
@@ -107,8 +111,15 @@ impl Dialer {
         Self::over(TcpDialer::from_here(here, address, tls), key)
     }
 
-    fn over(transport: TcpDialer, key: SessionKey) -> Self {
-        Self { transport: Arc::new(transport), key, peer: Arc::default() }
+    fn over(direct: TcpDialer, key: SessionKey) -> Self {
+        Self { direct: Arc::new(direct), bulk: None, key, peer: Arc::default() }
+    }
+
+    /// Sends memory and disks through this transport. Everything else stays on direct connections: control, whose silence
+    /// tells that the other end is gone, and libvirt's calls, which must not wait.
+    #[must_use]
+    pub fn with_bulk(self, transport: Arc<dyn Transport>) -> Self {
+        Self { bulk: Some(transport), ..self }
     }
 
     /// Opens a connection for `channel` on the terms of every version. Ok promises that the destination accepted it for
@@ -138,7 +149,8 @@ impl Dialer {
     }
 
     async fn dial(&self, hello: Hello) -> Result<(Pipe, Agreed), WireError> {
-        let mut pipe = self.transport.open(hello.channel).await?;
+        let transport = self.bulk.as_ref().filter(|_| hello.channel.is_stream()).unwrap_or(&self.direct);
+        let mut pipe = transport.open(hello.channel).await?;
         let agreed = introduce(&mut pipe, &hello).await?;
         pipe.introduced();
         Ok((pipe, agreed))
@@ -159,7 +171,8 @@ pub struct Acceptor {
     address: SocketAddr,
     accepted: mpsc::Receiver<Accepted>,
     incomplete: BTreeMap<Channel, Lanes>,
-    task: tokio::task::JoinHandle<()>,
+    /// One for each way in.
+    tasks: JoinSet<()>,
 }
 
 impl Acceptor {
@@ -173,11 +186,29 @@ impl Acceptor {
         tls: Arc<ServerConfig>,
         key: SessionKey,
     ) -> Result<Self, WireError> {
+        Self::bind_with_bulk(ip, ports, tls, key, None).await
+    }
+
+    /// As [`Self::bind`]; it also accepts channels through a spool.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub async fn bind_with_bulk(
+        ip: std::net::IpAddr,
+        ports: RangeInclusive<u16>,
+        tls: Arc<ServerConfig>,
+        key: SessionKey,
+        bulk: Option<SpoolAcceptor>,
+    ) -> Result<Self, WireError> {
         let listener = TcpAcceptor::bind(ip, ports, tls)?;
         let address = listener.address()?;
         let (found, accepted) = mpsc::channel(HANDSHAKES_MAX);
-        let task = tokio::spawn(accept_all(listener, key, found).in_current_span());
-        Ok(Self { address, accepted, incomplete: BTreeMap::new(), task })
+        let mut tasks = JoinSet::new();
+        if let Some(bulk) = bulk {
+            tasks.spawn(accept_all(bulk, key, found.clone()).in_current_span());
+        }
+        tasks.spawn(accept_all(listener, key, found).in_current_span());
+        Ok(Self { address, accepted, incomplete: BTreeMap::new(), tasks })
     }
 
     /// The address that it listens on.
@@ -221,7 +252,7 @@ impl Acceptor {
 
 impl Drop for Acceptor {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.abort_all();
     }
 }
 

@@ -16,6 +16,7 @@ mod launch;
 mod registry;
 mod report;
 mod source;
+pub mod spool;
 mod vouch;
 
 pub use launch::{Launcher, reason};

@@ -15,7 +15,7 @@ use thiserror::Error;
 /// Where an NFS server listens.
 pub(super) const NFS_PORT: u16 = 2049;
 /// Where an SMB server listens.
-const SMB_PORT: u16 = 445;
+pub(super) const SMB_PORT: u16 = 445;
 
 /// An error of a share. Each variant is something that a caller treats differently.
 #[derive(Debug, Error)]

@@ -7,7 +7,9 @@
 //! Passwords are passed in files in a directory that only root can read, never on a command line or in the environment.
 
 mod client;
+pub mod files;
 mod password;
+mod publish;
 
 use std::{
     fs, io,

@@ -35,7 +35,7 @@ fn tried(ferry: &Ferry) -> Candidate {
 #[test]
 fn a_move_travels_in_its_migration_network_and_in_no_other() {
     let ticker = Ticker { memory_mib: 256, pattern_mib: 24, dirty_mib_per_s: 2, ..Ticker::new("ticker", 101) };
-    let mut ferry = Ferry::up(2).expect("Ferry on two hosts");
+    let ferry = Ferry::up(2).expect("Ferry on two hosts");
     let observer = Observer::start(&ferry.lab).expect("observers");
     let [kvm1, kvm2] = &ferry.lab.hosts[..] else { panic!("two hosts") };
     for host in [kvm1, kvm2] {

@@ -1,12 +1,14 @@
 //! How bytes get from one carrier to the other. A transport makes pipes; it does not interpret their content.
 //!
-//! TCP with TLS is the only transport. The two traits are where another would fit, such as files on a share that both
-//! hosts see: it only has to provide an ordered and private pipe per channel, between ends that have proved their keys.
+//! [`tcp`] is TLS over TCP, for every channel. [`spool`] is files on a share that both hosts reach, for channels in bulk. A
+//! transport provides an ordered and private pipe per channel, between ends that have proved their keys, or that they know
+//! the session's secret.
 
 pub mod local;
+pub mod spool;
 pub mod tcp;
 
-use std::{io, net::SocketAddr, pin::Pin};
+use std::{fmt, io, pin::Pin};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -35,7 +37,10 @@ pub trait Transport: Send + Sync {
 
 /// The destination's end of a transport.
 pub trait Listener: Send + 'static {
+    /// Where an attempt comes from, for people.
+    type Origin: fmt::Display + Send + 'static;
+
     /// The next incoming attempt to open a pipe: its origin, and the future that completes it, to be run concurrently
     /// with others. The caller sets the deadline.
-    fn accept(&self) -> impl Future<Output = io::Result<(SocketAddr, Opening<'static>)>> + Send;
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Origin, Opening<'static>)>> + Send;
 }

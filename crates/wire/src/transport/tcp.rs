@@ -113,6 +113,8 @@ impl TcpAcceptor {
 }
 
 impl Listener for TcpAcceptor {
+    type Origin = SocketAddr;
+
     async fn accept(&self) -> io::Result<(SocketAddr, Opening<'static>)> {
         let (tcp, from) = self.listener.accept().await?;
         let tls = self.tls.clone();

@@ -10,4 +10,5 @@ mod nbd_model;
 mod rate;
 mod scan;
 mod session;
+mod spool;
 mod waits;
