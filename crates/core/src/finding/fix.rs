@@ -61,6 +61,7 @@ texts! {
         FreeMemory = "Free memory there, or choose another host with `ferry vm hosts`; `--overcommit` moves it anyway",
         KeepBalloon = "Do not give it more memory there, or choose another host with `ferry vm hosts`",
         EndMaintenance { host: String } = "Choose another host, or end the maintenance: `ferry host resume {host}`",
+        SetNetworksOfHost { host: String } = "Give it a network in which it has an address, `ferry host set {host} --migration-network SUBNET`, or connect it to one of those; or let its moves travel where agents are set to listen: `ferry host set {host} --no-migration-network`",
         SetMigrationNetworks { source: String, destination: String } = "Give both hosts a network in which each has an address (`ferry host show {source}` and `ferry host show {destination}` list them): `ferry host set HOST --migration-network SUBNET`; or let their moves travel where their agents are set to listen: `ferry host set HOST --no-migration-network`",
         AddShare { share: String } = "Add it with `ferry share add NAME '{share}'`, then attach it with `ferry share attach NAME --host HOST`",
         AttachShare { share: String, host: String } = "Attach the share: `ferry share attach {share} --host {host}`",

@@ -274,6 +274,7 @@ texts! {
         HostObeysOther { host: String } = "The agent on host {host} refuses this server: it is enrolled with another one",
         HostIsOldForShares { host: String } = "The agent on host {host} is an earlier version, which supports only SMB shares",
         HostIsOldForNetworks { host: String } = "The agent on host {host} is an earlier version, which uses no migration networks",
+        NoAddressInNetworks { host: String, networks: List, addresses: List } = "Host {host} has an address in none of its migration networks [{networks}]: its addresses are [{addresses}]",
         NoMigrationNetwork { source: String, source_addresses: List, source_networks: List, destination: String, destination_addresses: List, destination_networks: List } = "No migration network connects {source} and {destination}: {source} is set to [{source_networks}] and has the addresses [{source_addresses}], {destination} is set to [{destination_networks}] and has the addresses [{destination_addresses}]",
         NetworkSilent { network: String, here: String, there: String, reason: String } = "{there} was not reached from {here} in migration network {network}: {reason}",
         NetworkSilentBetween { source: String, destination: String, network: String, here: String, there: String, reason: String } = "Host {source} ({here}) could not reach host {destination} ({there}) in migration network {network}: {reason}",

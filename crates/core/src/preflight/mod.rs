@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 
 pub use facts::{LiveFacts, NamedShare, ShareIdentity, Side};
 pub use hosts::versions_differ;
-pub use networks::route_between;
+pub use networks::{route_between, unusable_networks};
 pub use resolve::{Placed, resolve_vm, runs_twice};
 pub use shares::{not_same, reaches, shares_of, soft_shares};
 pub use vm::{busy, busy_by};

@@ -3,7 +3,7 @@
 use super::facts::{LiveFacts, Side};
 use crate::{
     finding::{Action, ByHand, Finding, FindingId, Message},
-    network::{End, HostAddress, NoRoute, Route, route},
+    network::{End, HostAddress, NoRoute, Route, Subnet, route},
     text::List,
 };
 
@@ -12,6 +12,25 @@ use crate::{
 pub fn route_between(source: &Side<'_>, destination: &Side<'_>) -> Option<Route> {
     let found = route(end(source, addresses(source)?), end(destination, addresses(destination)?));
     found.unwrap_or_default()
+}
+
+/// Why no move of this host can travel in its migration networks; `None` if it has none, or one of them may do.
+pub fn unusable_networks(side: &Side<'_>) -> Option<Finding> {
+    if side.networks.is_empty() {
+        return None;
+    }
+    let Some(addresses) = addresses(side) else { return too_old(side) };
+    let has_one = |network: Subnet| addresses.iter().any(|address| network.contains(address.address));
+    if side.networks.iter().any(has_one) {
+        return None;
+    }
+    let host = side.name.to_owned();
+    let message = Message::NoAddressInNetworks {
+        host: host.clone(),
+        networks: side.networks.iter().collect(),
+        addresses: addresses.iter().collect(),
+    };
+    Some(Finding::blocks(FindingId::HostNetwork, side.name, message, Action::SetNetworksOfHost { host }))
 }
 
 /// The findings about the migration networks of both hosts.

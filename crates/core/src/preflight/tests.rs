@@ -584,6 +584,19 @@ fn hosts_that_no_migration_network_connects_are_told_and_so_are_agents_that_know
         assert_eq!(route(&fixture), None);
     }
 
+    // What is seen of one host alone.
+    let alone = |fixture: &Fixture| unusable_networks(&fixture.source.side());
+    for (of_source, has_one) in [(&[][..], true), (&["10.99.0.0/24", "10.78.0.0/24"], true), (&["10.99.0.0/24"], false)]
+    {
+        fixture.source.networks = networks(of_source);
+        assert_eq!(alone(&fixture).is_none(), has_one, "{of_source:?}");
+    }
+    let found = alone(&fixture).expect("found");
+    assert_eq!((found.id, found.object.as_str()), (FindingId::HostNetwork, "kvm1"));
+    let message = found.message.to_string();
+    assert!(message.contains("[10.99.0.0/24]") && message.contains("10.77.0.1/24, 10.78.0.1/24"), "{message}");
+    assert!(found.fix.to_string().contains("ferry host set kvm1 --migration-network"), "{found:?}");
+
     fixture.source.networks = networks(&["10.77.0.0/24"]);
     fixture.destination.networks = networks(&[]);
     for (old, host) in [(0, "kvm1"), (1, "kvm2")] {

@@ -11,6 +11,7 @@ use ferry_core::{
     location::Location,
     migration::{Phase, phase},
     place::{reachable, written},
+    preflight::unusable_networks,
 };
 
 use super::App;
@@ -78,8 +79,11 @@ impl Stored {
 fn view(host: &Host, stored: &Stored) -> HostView {
     let seen = host.seen();
     let mut facts = seen.observation.as_ref().map(|observation| observation.host.clone());
-    if let (Some(facts), Some(trouble)) = (&mut facts, seen.trouble.clone()) {
-        facts.findings.insert(0, trouble);
+    if let Some(facts) = &mut facts {
+        if let Some(trouble) = seen.trouble.clone() {
+            facts.findings.insert(0, trouble);
+        }
+        facts.findings.extend(unusable_networks(&seen.side(host)));
     }
     let row =
         |vm: &ferry_core::vm::VmFacts| VmRow { id: vm.id, name: vm.name.clone(), state: vm.state, memory: vm.memory };

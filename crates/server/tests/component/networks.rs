@@ -108,7 +108,16 @@ fn a_move_that_no_migration_network_carries_is_refused_until_its_fix_is_followed
         assert_eq!(refusal(lab.migrate("web01", "kvm2").await), (409, vec![FindingId::HostNetwork]));
         assert_eq!(lab.running_on(vm), ["kvm1".to_owned()].into());
 
-        // Its fix: another network, or none.
+        // What is seen of a host alone is said when it is shown, with a fix that helps.
+        let of_kvm2 = async |texts: &[&str]| set(lab, "kvm2", texts).await.facts.expect("known").findings;
+        let shown = of_kvm2(&["127.0.99.0/24"]).await;
+        let alone = network_finding(&shown);
+        assert!(alone.message.to_string().contains("127.0.77.2/24"), "{alone:?}");
+        assert!(alone.fix.to_string().contains("ferry host set kvm2 --no-migration-network"), "{alone:?}");
+        assert_eq!(of_kvm2(&["127.0.77.0/24"]).await, [], "another network");
+        assert_eq!(of_kvm2(&[]).await, [], "none");
+
+        // The fix of the move: another network, or none.
         let fix = found.fix.to_string();
         assert!(fix.contains("--migration-network SUBNET") && fix.contains("--no-migration-network"), "{fix}");
         set(lab, "kvm1", &["127.0.77.0/24"]).await;
@@ -173,7 +182,11 @@ fn a_vm_that_is_shut_off_travels_in_the_same_networks() {
         set(lab, "kvm2", &["0.0.0.0/0"]).await;
         let job = lab.client.migrate("db", &offline).await.expect("accepted");
         let job = lab.ends(&job, Phase::Failed).await;
-        assert!(job.summary.contains("kvm1 (198.51.100.1)") && job.summary.contains("stays on kvm1"), "{}", job.summary);
+        assert!(
+            job.summary.contains("kvm1 (198.51.100.1)") && job.summary.contains("stays on kvm1"),
+            "{}",
+            job.summary
+        );
         assert_eq!((kvm1.orphans(), kvm2.orphans()), (Vec::new(), Vec::new()));
 
         give(lab, &kvm1, &["127.0.77.1"]).await;

@@ -13,6 +13,7 @@ catalogue! { Action:
     StartVmOrOffline { vm } = "`ferry vm start {vm}` で起動するか、`--offline` でファイルごと別のホストへ移行してください",
     FreeMemory = "移行先のメモリを空けるか、`ferry vm hosts` で別のホストを選択してください。`--overcommit` を指定すると、このまま移行します",
     KeepBalloon = "移行先でバルーンを現在のまま維持するか、`ferry vm hosts` で別のホストを選択してください",
+    SetNetworksOfHost { host } = "アドレスがあるネットワークを `ferry host set {host} --migration-network SUBNET` で設定するか、設定済みのネットワークにホストを接続してください。または `ferry host set {host} --no-migration-network` で設定を解除して、エージェントの設定どおりのアドレスを使用してください",
     SetMigrationNetworks { source, destination } = "両方のホストにアドレスがあるネットワーク（`ferry host show {source}` と `ferry host show {destination}` で確認できます）を `ferry host set HOST --migration-network SUBNET` で設定するか、`ferry host set HOST --no-migration-network` で設定を解除して、エージェントの設定どおりのアドレスを使用してください",
     EndMaintenance { host } = "別のホストを選択するか、`ferry host resume {host}` でメンテナンスを終了してください",
     AddShare { share } = "`ferry share add NAME '{share}'` で追加し、`ferry share attach NAME --host HOST` で接続してください",

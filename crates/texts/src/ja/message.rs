@@ -253,6 +253,7 @@ catalogue! { Message:
     HostObeysOther { host } = "ホスト {host} のエージェントは別のサーバーに登録されているため、このサーバーの要求に応じません",
     HostIsOldForShares { host } = "ホスト {host} のエージェントは以前のバージョンで、SMB 共有にしか対応していません",
     HostIsOldForNetworks { host } = "ホスト {host} のエージェントは以前のバージョンで、移行ネットワークに対応していません",
+    NoAddressInNetworks { host, networks, addresses } = "ホスト {host} には、設定された移行ネットワーク [{networks}] のアドレスがありません。アドレスは [{addresses}] です",
     NoMigrationNetwork { source, source_addresses, source_networks, destination, destination_addresses, destination_networks } = "{source} と {destination} を結ぶ移行ネットワークがありません: {source} の設定は [{source_networks}]、アドレスは [{source_addresses}]、{destination} の設定は [{destination_networks}]、アドレスは [{destination_addresses}] です",
     NetworkSilent { network, here, there, reason } = "移行ネットワーク {network} で、{here} から {there} に接続できませんでした: {reason}",
     NetworkSilentBetween { source, destination, network, here, there, reason } = "移行ネットワーク {network} で、ホスト {source}（{here}）からホスト {destination}（{there}）に接続できませんでした: {reason}",
