@@ -2,6 +2,7 @@
 
 use ferry_core::{finding::FindingId, network::Route};
 use ferry_drivers::hypervisor::HostInfo as _;
+use ferry_testkit::logs::expects_warning;
 
 use crate::{
     moves::disk_of_its_own,
@@ -47,6 +48,7 @@ async fn a_source_that_does_not_reach_its_route_uses_no_other_and_changes_nothin
     let elsewhere = Job { session: job.session, secret: job.secret, ..elsewhere };
     let port = ready.carrier.rsplit(':').next().expect("a port");
     let ready = ferry_core::api::agent::DestinationReady { carrier: format!("127.0.0.1:{port}"), ..ready.clone() };
+    expects_warning("and not in the migration network");
     let failed = site.prepare_source(&elsewhere, ready).await.expect_err("refused");
     assert!(ferry_core::error::chain(&failed).contains("127.0.78.0/24"), "{failed:?}");
     assert!(!site.hosts[0].holds(vm), "nothing is changed");
