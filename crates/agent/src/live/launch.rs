@@ -79,7 +79,12 @@ fn run_here(
         if let Err(error) = carrier::run(config, &path, hypervisor).await {
             let _ = failed.try_send(match error {
                 refusal @ AgentError::Refused { .. } => refusal,
-                error => not_ready(&chain(&error)),
+                error @ (AgentError::Config { .. }
+                | AgentError::File { .. }
+                | AgentError::Content { .. }
+                | AgentError::Trust(_)
+                | AgentError::Hypervisor(_)
+                | AgentError::Failed { .. }) => not_ready(&chain(&error)),
             });
         }
     });

@@ -4,7 +4,6 @@ use super::facts::{LiveFacts, Side};
 use crate::{
     finding::{Action, ByHand, Finding, FindingId, Message},
     network::{End, HostAddress, NoRoute, Route, Subnet, route},
-    text::List,
 };
 
 /// The route of a move between these hosts; `None` if they have no migration networks, or if [`super::live`] and
@@ -62,14 +61,16 @@ fn not_connected(
     (source, here): (&Side<'_>, &[HostAddress]),
     (destination, there): (&Side<'_>, &[HostAddress]),
 ) -> Finding {
-    let networks = |side: &Side<'_>| side.networks.iter().collect::<List>();
+    let seen = |side: &Side<'_>, addresses: &[HostAddress]| Message::InNetworks {
+        host: side.name.to_owned(),
+        networks: side.networks.iter().collect(),
+        addresses: addresses.iter().collect(),
+    };
     let message = Message::NoMigrationNetwork {
         source: source.name.to_owned(),
-        source_addresses: here.iter().collect(),
-        source_networks: networks(source),
         destination: destination.name.to_owned(),
-        destination_addresses: there.iter().collect(),
-        destination_networks: networks(destination),
+        here: seen(source, here).into(),
+        there: seen(destination, there).into(),
     };
     let (source, destination) = (source.name.to_owned(), destination.name.to_owned());
     Finding::blocks(

@@ -121,11 +121,9 @@ pub(super) fn not_prepared<P: Participant>(
     let (Some(route), Some(reason)) = (route, silent) else { return failed(source, error) };
     let (here, there) = (route.source.to_string(), route.destination.to_string());
     let found = Message::NetworkSilentBetween {
-        source: source.name().to_owned(),
-        destination: destination.name().to_owned(),
+        source: format!("{} ({here})", source.name()),
+        destination: format!("{} ({there})", destination.name()),
         network: route.network.to_string(),
-        here: here.clone(),
-        there: there.clone(),
         reason,
     };
     let fix = Command::CheckNetwork { source: source.name().to_owned(), here, there };
