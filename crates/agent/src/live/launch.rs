@@ -124,7 +124,7 @@ fn spawn(program: &Path, config: &Path, journal: &Path) -> Result<(Child, fs::Fi
     Ok((child, reader))
 }
 
-/// What a carrier writes if it cannot begin; [`last_words`] reads it.
+/// What a carrier writes if it cannot begin: one line, the finding that refuses it as JSON, or the reason in words.
 pub fn reason(error: &AgentError) -> String {
     let refusal = match error {
         AgentError::Refused { finding, .. } => serde_json::to_string(finding).ok(),

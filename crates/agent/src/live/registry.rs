@@ -176,7 +176,7 @@ impl Registry {
     pub(super) async fn ask(&self, journal: &Journal, ask: Ask) -> Option<Answer> {
         let answer = control::ask(&journal.control, ask).await.ok()?;
         match &answer {
-            Answer::Report { carried, .. } => self.carried.add(journal.job, journal.task.role(), *carried),
+            Answer::Report { carried, .. } => self.carried.add(journal.job, journal.task.role(), **carried),
             Answer::Refused { .. } => {}
         }
         Some(answer)

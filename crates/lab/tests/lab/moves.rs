@@ -64,7 +64,8 @@ fn a_vm_goes_on_by_itself_when_its_file_server_is_back() {
 #[test]
 fn a_vm_moves_there_and_back_ten_times() {
     let ticker = small("ticker", 101);
-    let (observer, ferry) = with_guest(&ticker);
+    let (observer, mut ferry) = with_guest(&ticker);
+    ferry.warnings.check();
     ferry.lab.hosts[0].virsh(&["autostart", "ticker"]).expect("set");
     for round in 0..10 {
         for destination in ["kvm2", "kvm1"] {

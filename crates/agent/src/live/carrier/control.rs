@@ -68,7 +68,7 @@ pub enum Answer {
         address: Option<String>,
         /// What its channels have carried so far.
         #[serde(default)]
-        carried: Carried,
+        carried: Box<Carried>,
     },
     /// The request was refused.
     Refused {

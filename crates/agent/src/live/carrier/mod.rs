@@ -129,7 +129,7 @@ async fn serve(
         Ok(ask) => done(ask, board, side).await,
     };
     let answer = match outcome {
-        Ok(()) => Answer::Report { report: Box::new(board.report().await), address, carried: side.carried() },
+        Ok(()) => Answer::Report { report: Box::new(board.report().await), address, carried: Box::new(side.carried()) },
         Err(finding) => Answer::Refused { finding },
     };
     let mut text = serde_json::to_string(&answer).map_err(std::io::Error::other)?;
