@@ -54,8 +54,19 @@ fn write_pages(command: &Command, section: Section, version: &str, folder: &Path
     }
     // Without a date the page would show the version in its place, so the date is a space.
     let page = Man::new(command.clone()).section(section.number()).date(" ").source(version).manual("Ferry");
-    page.generate_to(folder)?;
-    Ok(())
+    let path = page.generate_to(folder)?;
+    let text = fs::read_to_string(&path)?;
+    fs::write(path, ragged(&text))
+}
+
+/// The page with a synopsis that is not stretched to both margins: a group of options is one word, which may be as long as
+/// a line, and groff complains of a line without a space to stretch.
+fn ragged(page: &str) -> String {
+    page.replacen(".SH SYNOPSIS\n", ".SH SYNOPSIS\n.ad l\n", 1).replacen(
+        "\n.SH DESCRIPTION\n",
+        "\n.ad b\n.SH DESCRIPTION\n",
+        1,
+    )
 }
 
 /// The command without hidden subcommands, which completions would otherwise offer.
@@ -75,7 +86,7 @@ fn shown(command: &Command) -> Command {
 mod tests {
     use std::collections::BTreeSet;
 
-    use clap::Arg;
+    use clap::{Arg, ArgGroup};
 
     use super::*;
 
@@ -106,6 +117,19 @@ mod tests {
             "{page}"
         );
         assert!(written(Section::User).1.contains("duck.1"));
+    }
+
+    #[test]
+    fn a_group_of_options_may_be_longer_than_a_line() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let names = ["one", "two", "three"].map(|number| format!("{number}-of-those-options-with-very-long-names"));
+        let options = names.iter().map(|name| Arg::new(name.clone()).long(name.clone()).help("Help").group("what"));
+        let group = ArgGroup::new("what").required(true).multiple(true);
+        let command = Command::new("duck").version("1").about("Quack").args(options).group(group);
+        write(command, Section::User, folder.path()).expect("written");
+        let page = fs::read_to_string(folder.path().join("duck.1")).expect("there");
+        let synopsis = page.split(".SH ").find(|section| section.starts_with("SYNOPSIS")).expect("a synopsis");
+        assert!(synopsis.starts_with("SYNOPSIS\n.ad l\n") && synopsis.ends_with("\n.ad b\n"), "{page}");
     }
 
     #[test]
