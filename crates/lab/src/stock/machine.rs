@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     cache,
-    fabric::{FABRIC_IP, NETWORK},
+    fabric::{FABRIC_IP, NETWORK, SECOND_BRIDGE, SECOND_NETWORK},
     lab::Lab,
     observe::now,
     program::Program,
@@ -26,9 +26,7 @@ use crate::{
 };
 
 /// The migration network of the hosts, separate from the network of guests and server.
-pub const MIGRATION_NETWORK: &str = "10.78.0";
-/// Its bridge in the fabric.
-pub const MIGRATION_BRIDGE: &str = "br1";
+pub const MIGRATION_NETWORK: &str = SECOND_NETWORK;
 /// How long the guest agent may take to answer while a machine boots.
 const PING_WITHIN: Duration = Duration::from_secs(3);
 /// Base of the machines' UUIDs.
@@ -319,7 +317,7 @@ struct Nic {
 impl Nic {
     fn add(lab: &Lab, machine: u8, number: u8) -> anyhow::Result<Self> {
         let tap = format!("s{machine}n{number}");
-        let bridge = if number == 0 { "br0" } else { MIGRATION_BRIDGE };
+        let bridge = if number == 0 { "br0" } else { SECOND_BRIDGE };
         let fabric = lab.namespace();
         for line in [format!("tuntap add {tap} mode tap"), format!("link set {tap} master {bridge} up")] {
             let mut command = Command::new("ip");

@@ -4,7 +4,6 @@ use std::{
     fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
@@ -15,7 +14,7 @@ use uuid::Uuid;
 use super::{
     guest_agent::GuestAgent,
     image::{self, Release},
-    machine::{MIGRATION_BRIDGE, Machine},
+    machine::Machine,
     modular,
 };
 use crate::{
@@ -26,7 +25,7 @@ use crate::{
     host::MODULAR,
     observe::Observer,
     program::Programs,
-    run::{DEADLINE, at_once, checked, run, run_within},
+    run::{DEADLINE, at_once, run, run_within},
     samba::{PASSWORD, USER},
 };
 
@@ -94,14 +93,6 @@ impl StockSite {
         let mut ferry = Ferry::up_empty()?;
         // Machines boot and agents start again meanwhile, at moments that no test chooses.
         ferry.warnings.expect_any();
-        for line in [
-            format!("link add {MIGRATION_BRIDGE} type bridge forward_delay 0"),
-            format!("link set {MIGRATION_BRIDGE} up"),
-        ] {
-            let mut command = Command::new("ip");
-            command.args(["-n", &ferry.lab.namespace()]).args(line.split(' '));
-            checked(command, DEADLINE)?;
-        }
         let numbered: Vec<(u8, Release)> = (1..).zip(releases.iter().copied()).collect();
         let started = at_once(&numbered, |(index, release)| {
             let mut machine = Machine::start(&ferry.lab, *index, *release)?;

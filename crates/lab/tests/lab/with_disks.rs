@@ -160,8 +160,9 @@ fn with_disks(disks: Vec<Disk>, writes_per_s: u32, failpoints: &str) -> (Observe
 }
 
 /// A move with disks to kvm2 whose copies take several seconds.
-fn start_slowly(ferry: &Ferry) -> JobView {
-    let line = ["vm", "migrate", "ticker", "--to", "kvm2", "--storage", LOCAL, "--bandwidth", "8"];
+/// Moves the VM with its disks, all together at this rate.
+fn start_slowly(ferry: &Ferry, mib_per_s: &str) -> JobView {
+    let line = ["vm", "migrate", "ticker", "--to", "kvm2", "--storage", LOCAL, "--bandwidth", mib_per_s];
     ferry.json(&line).expect("accepted")
 }
 
@@ -195,6 +196,8 @@ fn assert_untouched(ferry: &Ferry, observer: &Observer, old: &[String]) {
 
 #[test]
 fn two_disks_move_along_whatever_was_cancelled_or_got_full_before() {
+    // QEMU sends 64 KiB for each of 200 writes a second: at less than 12.5 MiB/s the copies would never be in sync.
+    const ABOVE_WRITES: &str = "32";
     let data = |format| Disk { data_mib: DATA_MIB, ..Disk::new(Place::Local, format) };
     let disks = vec![data(DiskFormat::Raw), data(DiskFormat::Qcow2)];
     let (observer, ferry) = with_disks(disks, 200, "before-resume=sleep(3000)");
@@ -205,14 +208,14 @@ fn two_disks_move_along_whatever_was_cancelled_or_got_full_before() {
     let all = |job: &JobView, is: &dyn Fn(&DiskProgress) -> bool| job.disks.len() == 2 && job.disks.iter().all(is);
 
     // Half of the data is copied.
-    let job = start_slowly(&ferry);
+    let job = start_slowly(&ferry, ABOVE_WRITES);
     wait_job(&ferry, &job, "half of each is copied", |job| all(job, &|disk| disk.copied.0 >= (20 << 20)));
     assert!(cancel(&job).ok());
     assert_eq!(wait_job(&ferry, &job, "it ends", |job| job.phase.ended()).phase, Phase::Cancelled);
     assert_untouched(&ferry, &observer, &old);
 
     // The disks are copied, and memory is being sent.
-    let job = start_slowly(&ferry);
+    let job = start_slowly(&ferry, ABOVE_WRITES);
     wait_job(&ferry, &job, "both are in sync", |job| all(job, &|disk| disk.stage == DiskStage::Ready));
     assert!(cancel(&job).ok());
     assert_eq!(wait_job(&ferry, &job, "it ends", |job| job.phase.ended()).phase, Phase::Cancelled);
@@ -221,7 +224,7 @@ fn two_disks_move_along_whatever_was_cancelled_or_got_full_before() {
     // The destination's disk becomes full.
     let kvm2 = ferry.lab.host("kvm2");
     kvm2.run(&["find", LOCAL, "-name", "*.ferry-*", "-delete"]).expect("nothing is kept");
-    let job = start_slowly(&ferry);
+    let job = start_slowly(&ferry, "8");
     wait_job(&ferry, &job, "something is copied", |job| all(job, &|disk| disk.copied.0 > (4 << 20)));
     kvm2.fill(2 << 20).expect("filled");
     let ended = wait_job(&ferry, &job, "it ends", |job| job.phase.ended());
@@ -304,7 +307,7 @@ fn what_a_cancelled_move_has_copied_and_what_a_vm_left_is_not_sent_again() {
     // QEMU sends 64 KiB for each sector that the guest writes meanwhile, none of which belongs to the partial copy.
     let (observer, ferry) = with_disks(vec![disk], 30, "");
     ferry.warnings.expect_all(MOVE_FAILS);
-    let job = start_slowly(&ferry);
+    let job = start_slowly(&ferry, "8");
     // The data are at the front of the disk; the holes behind them are examined almost instantly.
     let least = (u64::from(DATA_MIB) * 8 / 10) << 20;
     wait_job(&ferry, &job, "most of the disk is copied", |job| {
