@@ -25,8 +25,6 @@ use crate::{
     run::{DEADLINE, ProgramOutput, checked, run, wait_for},
 };
 
-/// The migration network of the hosts, separate from the network of guests and server.
-pub const MIGRATION_NETWORK: &str = SECOND_NETWORK;
 /// How long the guest agent may take to answer while a machine boots.
 const PING_WITHIN: Duration = Duration::from_secs(3);
 /// Base of the machines' UUIDs.
@@ -62,7 +60,7 @@ impl Machine {
     /// What could not be created or started.
     pub fn start(lab: &Lab, index: u8, release: Release) -> anyhow::Result<Self> {
         let name = format!("stock{index}");
-        let (ip, migration_ip) = (format!("{NETWORK}.{}", 30 + index), format!("{MIGRATION_NETWORK}.{}", 30 + index));
+        let (ip, migration_ip) = (format!("{NETWORK}.{}", 30 + index), format!("{SECOND_NETWORK}.{}", 30 + index));
         let folder = lab.folder.join(&name);
         fs::create_dir(&folder)?;
         let nics = [Nic::add(lab, index, 0)?, Nic::add(lab, index, 1)?];

@@ -16,7 +16,6 @@ use ferry_core::{
     id::{HostId, JobId, ShareId, VmId},
     location::Location,
     memory::Need,
-    network::Route,
     preflight::{Assessment, LiveFacts, NamedShare, ShareIdentity, assess, reaches, route_between, shares_of},
     units::ByteCount,
     vm::{FileRole, VmFacts, VmState},
@@ -59,8 +58,6 @@ pub(crate) struct Checked {
     pub(crate) vm: Option<VmFacts>,
     /// The migrated disks.
     pub(crate) migrated: Vec<DiskMove>,
-    /// Where its bytes travel; `None`: the hosts have no migration networks, or a finding says why not.
-    pub(crate) route: Option<Route>,
 }
 
 /// Judges every host as the destination of a VM, from what is already known. Returns the migrated disks of each;
@@ -240,7 +237,7 @@ pub(crate) async fn judge(
     }
     let route = route_between(&here, &there);
     let candidate = Candidate { route, ..candidate(destination, Assessment::new(assessed.kind, why, findings)) };
-    Checked { findings: candidate.findings.clone(), candidate, vm: Some(facts.clone()), migrated, route }
+    Checked { findings: candidate.findings.clone(), candidate, vm: Some(facts.clone()), migrated }
 }
 
 /// The findings against a move that was planned a while ago, if the VM uses another file by now: the move would copy
@@ -289,5 +286,5 @@ pub(crate) async fn incoming_disks(
 fn not_there(vm: VmId, source: &Host, destination: &Host, at_source: &Seen) -> Checked {
     let finding = gone(vm, source, at_source);
     let candidate = candidate(destination, Assessment::new(None, Message::Empty, vec![finding.clone()]));
-    Checked { candidate, findings: vec![finding], vm: None, migrated: Vec::new(), route: None }
+    Checked { candidate, findings: vec![finding], vm: None, migrated: Vec::new() }
 }

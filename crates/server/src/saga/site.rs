@@ -164,9 +164,9 @@ impl Site for Context {
                 let promised = self.running.promised_before(job, destination.record.id);
                 let memory = live::Memory { promised: &promised, overcommit: plan.overcommit };
                 let migrated = MigratedDisks::Decided(&plan.migrated);
-                let live::Checked { findings, route, .. } =
+                let live::Checked { findings, candidate, .. } =
                     live::judge(preflight, vm, &asked, memory, migrated, Occasion::JobStart).await;
-                Ok(Checked { findings, route })
+                Ok(Checked { findings, route: candidate.route })
             }
             Check::Offline(plan) => {
                 let what = MovedFiles::Decided(&plan.files);
